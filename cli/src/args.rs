@@ -1,0 +1,308 @@
+//! What was typed. Nothing is opened here.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Exact perplexity of quantized checkpoints, weights kept packed.
+///
+/// ctq reads checkpoints in the compressed-tensors format (NVFP4, W4A16, FP8, W8A8, MXFP4, mixed), repacks them
+/// losslessly into tiles, and scores them over the full vocabulary by a named protocol.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ctq",
+    version,
+    after_help = "Exit codes: 0 good; 1 verdict failed or result invalid; 2 this input or command can never work; \
+                  3 interrupted or out of resources, the same command again goes on.\n\n\
+                  Start here:\n  ctq demo                         see it work on a bundled model\n  \
+                  ctq inspect CHECKPOINT           what is in it, bits per weight\n  \
+                  ctq eval CHECKPOINT              perplexity on WikiText-2"
+)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) output: OutputOptions,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How much is said, and where.
+#[derive(Debug, Args)]
+pub(crate) struct OutputOptions {
+    /// Say nothing but results, warnings and errors.
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+    /// Say more: files, groups, memory.
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    pub(crate) verbose: bool,
+    /// Write everything that is said, with times, to a file too.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) log: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Repack a checkpoint into a tiled container, losslessly.
+    Convert(ConvertOptions),
+    /// Regenerate the original checkpoint from a container, byte for byte.
+    Restore(RestoreOptions),
+    /// Say what a checkpoint or container holds: schemes, bits per weight, what cannot be run.
+    Inspect(InspectOptions),
+    /// Score checkpoints or containers: perplexity by a named protocol.
+    Eval(EvalOptions),
+    /// Hold the runtime against an independent reference, layer by layer, and the container against its source.
+    Verify(VerifyOptions),
+    /// Write full-vocabulary logits for given token ids.
+    Logits(LogitsOptions),
+    /// Convert, score and verify the bundled checkpoints.
+    Demo(DemoOptions),
+}
+
+/// Options of whatever reads a model.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct ModelOptions {
+    /// Take a key of config.json that ctq does not know not to change the numbers. May be given several times.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) accept_config_key: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "A killed convert goes on where it was when the same command is given again.\n\n\
+                        Example:\n  ctq convert Llama-3.1-8B-NVFP4/ llama-nvfp4.ctq/")]
+pub(crate) struct ConvertOptions {
+    /// Folder of the checkpoint: config.json and safetensors files.
+    pub(crate) input: PathBuf,
+    /// Folder to write; made if it is not there.
+    pub(crate) output: PathBuf,
+    /// Replace a container that is there already.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Layers worked on at a time [default: the cores available].
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) threads: Option<usize>,
+    #[command(flatten)]
+    pub(crate) model: ModelOptions,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreOptions {
+    /// The container.
+    pub(crate) input: PathBuf,
+    /// Folder to write the checkpoint to; must not exist or be empty.
+    pub(crate) output: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectOptions {
+    /// Checkpoint or container.
+    pub(crate) path: PathBuf,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) model: ModelOptions,
+}
+
+/// Precision and devices.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct EngineOptions {
+    /// Precision of operands; auto: bf16 when every decompressed weight is bf16, else f32.
+    #[arg(long, value_enum, default_value_t = ComputeChoice::Auto)]
+    pub(crate) compute: ComputeChoice,
+    /// Ranks that share every linear by output rows. The scores do not change.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
+    pub(crate) tp: usize,
+    /// Threads [default: the cores available]. The scores do not change.
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) threads: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ComputeChoice {
+    Auto,
+    Bf16,
+    F32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ActsChoice {
+    /// Off, and beside it library where the checkpoint quantizes activations.
+    Auto,
+    /// Weights only.
+    Off,
+    /// As compressed-tensors computes it.
+    Library,
+    /// As serving kernels compute it.
+    Kernel,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct EvalOptions {
+    /// Checkpoints or containers.
+    #[arg(required = true, value_name = "PATH")]
+    pub(crate) paths: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) protocol: ProtocolOptions,
+    /// Quantization of activations.
+    #[arg(long, value_enum, default_value_t = ActsChoice::Auto)]
+    pub(crate) acts: ActsChoice,
+    #[command(flatten)]
+    pub(crate) engine: EngineOptions,
+    /// Memory for hidden states, such as 8G or 512M [default: half of what is free]. The scores do not change.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) memory: Option<u64>,
+    /// Write the results to a file as a list of records.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Write each position's nll with its window and position (safetensors). A second record gets its own file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) nll: Option<PathBuf>,
+    /// Keep the hidden states on disk at most this often, so that a killed run loses little.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300.0, value_parser = seconds)]
+    pub(crate) save_every: f64,
+    #[command(flatten)]
+    pub(crate) model: ModelOptions,
+}
+
+/// What is asked: text, windows, scored positions.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct ProtocolOptions {
+    /// Text: .txt (one row), .raw, .jsonl (a `text` field) or Parquet (a `text` column)
+    /// [default: $CTQ_DATA, else WikiText-2 in the Hugging Face cache].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: Option<PathBuf>,
+    /// Protocol by name; `--preset help` lists them.
+    #[arg(long, value_name = "NAME", default_value = ctq_eval::protocol::DEFAULT_PRESET)]
+    pub(crate) preset: String,
+    /// Tokens of one window.
+    #[arg(long, value_name = "TOKENS", value_parser = positive)]
+    pub(crate) ctx: Option<usize>,
+    /// Tokens from one window's start to the next.
+    #[arg(long, value_name = "TOKENS", value_parser = positive)]
+    pub(crate) stride: Option<usize>,
+    /// Windows at most.
+    #[arg(long, value_name = "WINDOWS", value_parser = positive)]
+    pub(crate) rows: Option<usize>,
+    /// Cut the stream to its first tokens.
+    #[arg(long, value_name = "TOKENS", value_parser = positive)]
+    pub(crate) max_tokens: Option<usize>,
+    /// Beginning-of-sequence token: default, none, once, every-window, replace-first or llamacpp.
+    #[arg(long, value_name = "RULE")]
+    pub(crate) bos: Option<ctq_eval::protocol::BosRule>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyOptions {
+    /// Container or checkpoint.
+    pub(crate) path: PathBuf,
+    /// Checkpoint to hold it against [default: the source recorded in the container].
+    #[arg(long, value_name = "CHECKPOINT")]
+    pub(crate) against: Option<PathBuf>,
+    /// Tokens to run.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = positive)]
+    pub(crate) tokens: usize,
+    /// Layers to hold against the reference, such as 0,43,87 [default: all].
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub(crate) layers: Vec<usize>,
+    /// Only bits: round trip and weight operands, no forward pass.
+    #[arg(long)]
+    pub(crate) bits_only: bool,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Threads [default: the cores available].
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) threads: Option<usize>,
+    #[command(flatten)]
+    pub(crate) model: ModelOptions,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogitsOptions {
+    /// Checkpoint or container.
+    pub(crate) path: PathBuf,
+    /// safetensors file with `input_ids` [B, S], I64 or I32.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ids: PathBuf,
+    /// safetensors file to write: `logits` [B, S, V] F32.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Quantization of activations.
+    #[arg(long, value_enum, default_value_t = LogitsActs::Off)]
+    pub(crate) acts: LogitsActs,
+    #[command(flatten)]
+    pub(crate) engine: EngineOptions,
+    #[command(flatten)]
+    pub(crate) model: ModelOptions,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogitsActs {
+    /// Weights only.
+    Off,
+    /// As compressed-tensors computes it.
+    Library,
+    /// As serving kernels compute it.
+    Kernel,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoOptions {
+    /// Keep the converted containers here [default: a temporary folder that is removed].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) keep: Option<PathBuf>,
+    /// Threads [default: the cores available].
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) threads: Option<usize>,
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("expected a whole number of at least 1".to_owned()),
+        Ok(number) => Ok(number),
+    }
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() && number >= 0.0 => Ok(number),
+        Ok(_) | Err(_) => Err("expected a number of seconds".to_owned()),
+    }
+}
+
+/// `8G`, `512M`, `1.5GiB`, `1000000`: powers of 1024.
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1_u64,
+        "k" | "kb" | "kib" => 1 << 10,
+        "m" | "mb" | "mib" => 1 << 20,
+        "g" | "gb" | "gib" => 1 << 30,
+        "t" | "tb" | "tib" => 1 << 40,
+        _ => return Err("expected a size such as 8G or 512M".to_owned()),
+    };
+    match digits.parse::<f64>() {
+        Ok(number) if number.is_finite() && number > 0.0 => Ok((number * unit as f64) as u64),
+        Ok(_) | Err(_) => Err("expected a size such as 8G or 512M".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_read_in_powers_of_1024() {
+        assert_eq!(size("512M"), Ok(512 << 20));
+        assert_eq!(size("1.5GiB"), Ok(3 << 29));
+        assert_eq!(size("4096"), Ok(4096));
+        assert!(size("8X").is_err());
+        assert!(size("-1G").is_err());
+    }
+}

@@ -1,0 +1,363 @@
+//! `ctq eval`: text to windows to numbers, for one model or several.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use ctq_eval::nll_file::NllFile;
+use ctq_eval::protocol::{Overrides, Protocol, describe_presets, protocol_id};
+use ctq_eval::record::{self, Bpw, Method, PairedRecord, Record, Status};
+use ctq_eval::statistics::{ScoredToken, paired, scored_tokens, summarize};
+use ctq_eval::text::{Environment, Text, discover};
+use ctq_eval::tokens::{TokenStream, Tokenizer};
+use ctq_kernels::cpu::Cpu;
+use ctq_kernels::{Backend, Compute, NUMERICS_REVISION};
+use ctq_model::inventory::Inventory;
+use ctq_model::window::Window;
+use ctq_runtime::{Acts, Settings};
+
+use crate::args::{ActsChoice, ComputeChoice, EvalOptions, ProtocolOptions};
+use crate::exit::{Verdict, verdict_of};
+use crate::open::Model;
+use crate::report::{self, Report};
+use crate::score::Run;
+use crate::{interrupt, machine};
+
+pub(crate) fn run(options: &EvalOptions, report: &Report) -> anyhow::Result<Verdict> {
+    if options.protocol.preset == "help" {
+        report::result(&describe_presets());
+        return Ok(Verdict::Good);
+    }
+    let question = Question::new(&options.protocol)?;
+    if let Some(path) = &options.json {
+        check_writable(path)?;
+    }
+    if let Some(path) = &options.nll {
+        check_writable(path)?;
+    }
+    let mut records = Vec::new();
+    let mut verdict = Verdict::Good;
+    for path in &options.paths {
+        let (evaluated, outcome) = evaluate(path, &question, options, records.len(), report);
+        records.extend(evaluated.into_iter().map(|evaluated| evaluated.record));
+        verdict = verdict.max(outcome);
+        if interrupt::requested() {
+            break;
+        }
+    }
+    print(&records, options.paths.len());
+    if let Some(path) = &options.json {
+        record::write(path, &records)?;
+    }
+    Ok(verdict)
+}
+
+/// One path: a block for each mode. Several: one table. And a line of each result to paste elsewhere.
+fn print(records: &[Record], paths: usize) {
+    if paths > 1 {
+        report::result(&record::table(records));
+    } else {
+        for record in records.iter().filter(|record| record.status != Status::Failed) {
+            report::result(&record::block(record));
+            report::result("");
+        }
+    }
+    for record in records.iter().filter(|record| record.status == Status::Ok) {
+        report::result(&record::line(record));
+    }
+}
+
+/// A result that cannot be written after hours of work is found out before.
+fn check_writable(path: &Path) -> anyhow::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        bail!("{}: cannot be written: {} is not a folder; make it first", path.display(), folder.display());
+    }
+    if path.is_dir() {
+        bail!("{}: cannot be written: it is a folder; give a file", path.display());
+    }
+    Ok(())
+}
+
+/// What is asked, before any model is opened.
+pub(crate) struct Question {
+    pub(crate) text: Text,
+    pub(crate) protocol: Protocol,
+}
+
+impl Question {
+    pub(crate) fn new(options: &ProtocolOptions) -> anyhow::Result<Question> {
+        let overrides = Overrides {
+            ctx: options.ctx,
+            stride: options.stride,
+            rows: options.rows,
+            max_tokens: options.max_tokens,
+            bos: options.bos,
+        };
+        let protocol = Protocol::resolve(&options.preset, &overrides)?;
+        let path = match &options.data {
+            Some(path) => path.clone(),
+            None => discover(&Environment::of_process())?,
+        };
+        Ok(Question { text: Text::load(&path)?, protocol })
+    }
+}
+
+/// Everything that a model makes of a question before it runs.
+pub(crate) struct Prepared {
+    pub(crate) stream: TokenStream,
+    pub(crate) windows: Vec<Window>,
+    pub(crate) vocabulary: usize,
+}
+
+impl Prepared {
+    pub(crate) fn new(model: &Model, question: &Question, report: &Report) -> anyhow::Result<Prepared> {
+        let spec = &model.source().inventory().spec;
+        let mut tokenizer = Tokenizer::load(&model.path)?.with_model_bos(model.bos_token_id());
+        let stream = tokenizer.stream(&question.text, &question.protocol, spec.vocab)?;
+        for note in stream.notes() {
+            report.warning(&format!("{}: {note}", model.name));
+        }
+        let windows = question.protocol.windows(&stream)?;
+        let longest = windows.iter().map(|window| window.ids.len()).max().unwrap_or(0);
+        if spec.max_position.is_some_and(|most| longest > most) {
+            report.warning(&format!(
+                "{}: windows of {longest} tokens are longer than the {} positions the model was made for",
+                model.name,
+                spec.max_position.unwrap_or(0)
+            ));
+        }
+        let vocabulary = question.protocol.vocabulary(spec.vocab, stream.tokenizer_entries());
+        Ok(Prepared { stream, windows, vocabulary })
+    }
+}
+
+/// A record with the scores it was made from; none where there is no answer.
+pub(crate) struct Evaluated {
+    pub(crate) record: Record,
+    pub(crate) tokens: Vec<ScoredToken>,
+}
+
+/// All records of one path, and how it came out. `before`: records that other paths have made already.
+pub(crate) fn evaluate(
+    path: &Path,
+    question: &Question,
+    options: &EvalOptions,
+    before: usize,
+    report: &Report,
+) -> (Vec<Evaluated>, Verdict) {
+    let name = path
+        .file_name()
+        .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
+    let failed = |error: &anyhow::Error| {
+        report.failure(error);
+        let mut record = Record::new(
+            &name,
+            &path.display().to_string(),
+            &question.protocol.label(),
+            &report::chain(error),
+        );
+        if verdict_of(error) == Verdict::Failed {
+            record.set_without_answer(Status::Invalid, &report::chain(error));
+        }
+        (Evaluated { record, tokens: Vec::new() }, verdict_of(error))
+    };
+    let opened = Model::open(path, &options.model).and_then(|model| {
+        let prepared = Prepared::new(&model, question, report)?;
+        Ok((model, prepared))
+    });
+    let (model, prepared) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            let (record, verdict) = failed(&error);
+            return (vec![record], verdict);
+        }
+    };
+    let mut records: Vec<Evaluated> = Vec::new();
+    let mut verdict = Verdict::Good;
+    for acts in acts_of(options.acts, model.source().inventory(), report) {
+        let one = One { model: &model, prepared: &prepared, question, options, acts };
+        match one.record(report) {
+            Ok((mut record, tokens)) => {
+                if let Some(base) = records.first()
+                    && let Ok(paired) = paired(&tokens, &base.tokens)
+                {
+                    record.paired =
+                        Some(PairedRecord::new(base.record.acts.as_deref().unwrap_or("off"), &paired));
+                }
+                if let Err(error) = one.write_nll(&record, &tokens, before + records.len(), report) {
+                    report.failure(&error);
+                    verdict = verdict.max(verdict_of(&error));
+                }
+                records.push(Evaluated { record, tokens });
+            }
+            Err(error) => {
+                let (mut evaluated, outcome) = failed(&error);
+                one.describe(&mut evaluated.record);
+                records.push(evaluated);
+                verdict = verdict.max(outcome);
+            }
+        }
+        if interrupt::requested() {
+            break;
+        }
+    }
+    (records, verdict)
+}
+
+/// A mode of activation quantization and what a result calls it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NamedActs {
+    pub(crate) acts: Acts,
+    pub(crate) name: &'static str,
+}
+
+/// The modes that a choice amounts to for one model.
+pub(crate) fn acts_of(choice: ActsChoice, inventory: &Inventory, report: &Report) -> Vec<NamedActs> {
+    let off = NamedActs { acts: Acts::Off, name: "off" };
+    let library = NamedActs { acts: Acts::Library, name: "library" };
+    let kernel = NamedActs { acts: Acts::Kernel, name: "kernel" };
+    if !inventory.quantizes_activations() {
+        if matches!(choice, ActsChoice::Library | ActsChoice::Kernel) {
+            report.note("this checkpoint does not quantize activations: acts none");
+        }
+        return vec![NamedActs { name: "none", ..off }];
+    }
+    match choice {
+        ActsChoice::Auto => vec![off, library],
+        ActsChoice::Off => vec![off],
+        ActsChoice::Library => vec![library],
+        ActsChoice::Kernel => vec![kernel],
+    }
+}
+
+/// The compute mode that a choice amounts to for one model.
+pub(crate) fn compute_of(choice: ComputeChoice, inventory: &Inventory, report: &Report) -> Compute {
+    match choice {
+        ComputeChoice::F32 => Compute::F32,
+        ComputeChoice::Auto if inventory.weights_are_bf16() => Compute::Bf16,
+        ComputeChoice::Auto => Compute::F32,
+        ComputeChoice::Bf16 => {
+            if !inventory.weights_are_bf16() {
+                report.warning("not all decompressed weights are bf16: --compute bf16 rounds them once more");
+            }
+            Compute::Bf16
+        }
+    }
+}
+
+/// One model scored in one mode.
+struct One<'a> {
+    model: &'a Model,
+    prepared: &'a Prepared,
+    question: &'a Question,
+    options: &'a EvalOptions,
+    acts: NamedActs,
+}
+
+impl One<'_> {
+    fn method(&self, report: &Report) -> (Method, Settings) {
+        let inventory = self.model.source().inventory();
+        let compute = compute_of(self.options.engine.compute, inventory, report);
+        (method(inventory, self.acts, compute), Settings { acts: self.acts.acts, compute })
+    }
+
+    /// Fills in what is known of the model, whether or not it can be scored.
+    fn describe(&self, record: &mut Record) {
+        let inventory = self.model.source().inventory();
+        record.family = Some(inventory.spec.family.clone());
+        record.scheme = Some(self.model.scheme_label());
+        record.acts = Some(self.acts.name.to_owned());
+        let accounting = self.model.accounting();
+        record.bpw = Some(Bpw {
+            layer: accounting.layer.per_weight(),
+            head: accounting.head.per_weight(),
+            file: accounting.file.per_weight(),
+            container: accounting.container.map(|bits| bits.per_weight()),
+        });
+        record.vram_gb = Some(accounting.vram_gb());
+        let Prepared { stream, windows, vocabulary } = self.prepared;
+        record.set_question(&self.question.text, stream, &self.question.protocol, windows, *vocabulary);
+    }
+
+    fn record(&self, report: &Report) -> anyhow::Result<(Record, Vec<ScoredToken>)> {
+        let Prepared { windows, vocabulary, .. } = self.prepared;
+        let (method, settings) = self.method(report);
+        let mut record =
+            Record::new(&self.model.name, &self.model.path.display().to_string(), "", "not finished");
+        self.describe(&mut record);
+        record.set_method(&method);
+        record.threads = Some(self.options.engine.threads.unwrap_or_else(machine::threads) as u64);
+        record.tp = Some(self.options.engine.tp as u64);
+        let key =
+            format!("{}\n{}\n{}", self.model.identity(), protocol_id(windows, *vocabulary), method.id());
+        let run = Run {
+            source: self.model.source(),
+            settings,
+            engine: &self.options.engine,
+            windows,
+            vocabulary: *vocabulary,
+            memory: self.options.memory,
+            save_every: Duration::from_secs_f64(self.options.save_every),
+            key: &key,
+            name: &format!("{} (acts {})", self.model.name, self.acts.name),
+        };
+        machine::reset_peak_memory();
+        let started = Instant::now();
+        let scores = run.score(report)?;
+        let seconds = started.elapsed().as_secs_f64();
+        let tokens = scored_tokens(windows, &scores)?;
+        record.set_summary(&summarize(&tokens)?);
+        let fed: usize = windows.iter().map(|window| window.ids.len()).sum();
+        record.seconds = Some(seconds);
+        record.tokens_per_second = Some(fed as f64 / seconds);
+        record.peak_memory_bytes = machine::peak_memory();
+        Ok((record, tokens))
+    }
+
+    fn write_nll(
+        &self,
+        record: &Record,
+        tokens: &[ScoredToken],
+        index: usize,
+        report: &Report,
+    ) -> anyhow::Result<()> {
+        let Some(path) = &self.options.nll else { return Ok(()) };
+        let path = numbered(path, index, &self.model.name, self.acts.name);
+        let file = NllFile {
+            protocol_id: record.protocol_id.clone().unwrap_or_default(),
+            method_id: record.method_id.clone().unwrap_or_default(),
+            preset: record.preset.clone(),
+            tokens: tokens.to_vec(),
+        };
+        file.write(&path).with_context(|| format!("{}: nll not written", path.display()))?;
+        report.note(&format!("nll of {} (acts {}): {}", self.model.name, self.acts.name, path.display()));
+        Ok(())
+    }
+}
+
+pub(crate) fn method(inventory: &Inventory, acts: NamedActs, compute: Compute) -> Method {
+    let identity = Cpu::detect().identity();
+    let kv = match acts.acts {
+        Acts::Off => None,
+        Acts::Library | Acts::Kernel => inventory.parts().find_map(|(_, part)| part.kv.as_ref()),
+    };
+    Method {
+        acts: acts.name.to_owned(),
+        backend: identity.name,
+        compute: compute.to_string(),
+        isa: identity.isa,
+        kv: kv.map_or_else(|| "off".to_owned(), |kv| kv.activation.to_string()),
+        numerics_revision: NUMERICS_REVISION,
+    }
+}
+
+/// The first record gets the file that was asked for; each further one its own beside it.
+fn numbered(path: &Path, index: usize, model: &str, acts: &str) -> PathBuf {
+    if index == 0 {
+        return path.to_owned();
+    }
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let extension = path.extension().map(|e| format!(".{}", e.to_string_lossy())).unwrap_or_default();
+    path.with_file_name(format!("{stem}.{index}-{model}-{acts}{extension}"))
+}

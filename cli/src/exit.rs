@@ -1,0 +1,86 @@
+//! Exit codes: 0 good; 1 a verdict failed or a result is invalid; 2 this input or command can never work;
+//! 3 interrupted or out of resources, the same command again goes on.
+
+use std::process::ExitCode;
+
+use ctq_container::ErrorKind;
+
+/// How a command that ran to its end came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Verdict {
+    Good,
+    Failed,
+    Unusable,
+    Unfinished,
+}
+
+impl From<Verdict> for ExitCode {
+    fn from(verdict: Verdict) -> ExitCode {
+        ExitCode::from(match verdict {
+            Verdict::Good => 0,
+            Verdict::Failed => 1,
+            Verdict::Unusable => 2,
+            Verdict::Unfinished => 3,
+        })
+    }
+}
+
+/// The verdict that an error amounts to.
+pub(crate) fn verdict_of(error: &anyhow::Error) -> Verdict {
+    let mut verdict = Verdict::Unusable;
+    for cause in error.chain() {
+        if let Some(error) = cause.downcast_ref::<ctq_runtime::Error>() {
+            match error {
+                ctq_runtime::Error::NonFinite { .. } => verdict = Verdict::Failed,
+                ctq_runtime::Error::Interrupted | ctq_runtime::Error::Snapshot { .. } => {
+                    verdict = Verdict::Unfinished;
+                }
+                _ => {}
+            }
+        }
+        if let Some(error) = cause.downcast_ref::<ctq_eval::Error>() {
+            if error.is_invalid_result() {
+                verdict = Verdict::Failed;
+            } else if error.is_out_of_resources() {
+                verdict = Verdict::Unfinished;
+            }
+        }
+        let kind = cause
+            .downcast_ref::<ctq_convert::Error>()
+            .map(ctq_convert::Error::kind)
+            .or_else(|| cause.downcast_ref::<ctq_container::Error>().map(ctq_container::Error::kind));
+        match kind {
+            Some(ErrorKind::Interrupted | ErrorKind::Resource) => verdict = Verdict::Unfinished,
+            Some(ErrorKind::Input) | None => {}
+        }
+        if let Some(ctq_verify::Error::Interrupted) = cause.downcast_ref::<ctq_verify::Error>() {
+            verdict = Verdict::Unfinished;
+        }
+        if let Some(error) = cause.downcast_ref::<std::io::Error>()
+            && out_of_resources(error)
+        {
+            verdict = Verdict::Unfinished;
+        }
+    }
+    verdict
+}
+
+/// Disk full, quota or file size limit, memory.
+fn out_of_resources(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind as K;
+    matches!(
+        error.kind(),
+        K::StorageFull | K::QuotaExceeded | K::FileTooLarge | K::OutOfMemory | K::WriteZero
+    )
+}
+
+pub(crate) fn code_of(error: &anyhow::Error) -> ExitCode {
+    verdict_of(error).into()
+}
+
+/// For errors before there is a report.
+#[expect(clippy::print_stderr, reason = "there is no report to tell it to")]
+pub(crate) fn failure(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    code_of(error)
+}

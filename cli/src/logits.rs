@@ -1,0 +1,134 @@
+//! `ctq logits`: full-vocabulary logits of given token ids, streamed to a safetensors file.
+
+use std::fs;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use ctq_kernels::cpu::Cpu;
+use ctq_kernels::{Backend, Sharded};
+use ctq_runtime::{Engine, Observer, Settings};
+use safetensors::{Dtype, SafeTensors};
+
+use crate::args::{ActsChoice, LogitsActs, LogitsOptions};
+use crate::exit::Verdict;
+use crate::open::Model;
+use crate::progress::{Progress, Unit};
+use crate::report::Report;
+use crate::{eval, interrupt, machine};
+
+pub(crate) fn run(options: &LogitsOptions, report: &Report) -> anyhow::Result<Verdict> {
+    let ids = read_ids(&options.ids)?;
+    let model = Model::open(&options.path, &options.model)?;
+    let inventory = model.source().inventory();
+    let choice = match options.acts {
+        LogitsActs::Off => ActsChoice::Off,
+        LogitsActs::Library => ActsChoice::Library,
+        LogitsActs::Kernel => ActsChoice::Kernel,
+    };
+    let acts = eval::acts_of(choice, inventory, report)[0].acts;
+    let compute = eval::compute_of(options.engine.compute, inventory, report);
+    let settings = Settings { acts, compute };
+    let threads = options.engine.threads.unwrap_or_else(machine::threads);
+    let pool =
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().context("cannot start threads")?;
+    let cpu = Cpu::detect();
+    pool.install(|| match options.engine.tp {
+        1 => write(&cpu, &model, settings, &ids, &options.out, report),
+        ranks => write(&Sharded::new(vec![cpu; ranks]), &model, settings, &ids, &options.out, report),
+    })?;
+    report.note(&format!(
+        "{}: logits [{}, {}, {}]",
+        options.out.display(),
+        ids.len(),
+        ids[0].len(),
+        inventory.spec.vocab
+    ));
+    Ok(Verdict::Good)
+}
+
+/// `input_ids` [B, S] as rows.
+fn read_ids(path: &Path) -> anyhow::Result<Vec<Vec<u32>>> {
+    let bytes = fs::read(path).with_context(|| format!("{}: cannot be read", path.display()))?;
+    let file = SafeTensors::deserialize(&bytes).with_context(|| {
+        format!("{}: not a safetensors file; write `input_ids` [B, S] to one", path.display())
+    })?;
+    let Ok(tensor) = file.tensor("input_ids") else {
+        bail!("{}: has no tensor `input_ids`; write one of shape [B, S], I64 or I32", path.display());
+    };
+    let [batch, length] = *tensor.shape() else {
+        bail!("{}: `input_ids` has shape {:?}; it must be [B, S]", path.display(), tensor.shape());
+    };
+    if batch * length == 0 {
+        bail!("{}: `input_ids` is empty; give at least one token", path.display());
+    }
+    let ids: Vec<i64> = match tensor.dtype() {
+        Dtype::I64 => tensor
+            .data()
+            .chunks_exact(8)
+            .map(|b| i64::from_le_bytes(b.try_into().expect("eight bytes")))
+            .collect(),
+        Dtype::I32 => {
+            let id = |b: &[u8]| i32::from_le_bytes(b.try_into().expect("four bytes"));
+            tensor.data().chunks_exact(4).map(|b| i64::from(id(b))).collect()
+        }
+        other => bail!("{}: `input_ids` is {other:?}; it must be I64 or I32", path.display()),
+    };
+    let id =
+        |id: &i64| u32::try_from(*id).with_context(|| format!("{}: {id} is no token id", path.display()));
+    ids.chunks_exact(length).map(|row| row.iter().map(id).collect()).collect()
+}
+
+fn write<B: Backend>(
+    backend: &B,
+    model: &Model,
+    settings: Settings,
+    ids: &[Vec<u32>],
+    path: &Path,
+    report: &Report,
+) -> anyhow::Result<()> {
+    let spec = &model.source().inventory().spec;
+    let (batch, length) = (ids.len(), ids[0].len());
+    let bytes = batch * length * spec.vocab * 4;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let cannot = || format!("{}: cannot be written", path.display());
+    let mut file = BufWriter::new(tempfile::NamedTempFile::new_in(folder).with_context(cannot)?);
+    let header = format!(
+        r#"{{"logits":{{"dtype":"F32","shape":[{batch},{length},{}],"data_offsets":[0,{bytes}]}}}}"#,
+        spec.vocab
+    );
+    let padded = header.len().next_multiple_of(8);
+    file.write_all(&(padded as u64).to_le_bytes()).with_context(cannot)?;
+    file.write_all(format!("{header:padded$}").as_bytes()).with_context(cannot)?;
+    let progress = Progress::new(report, &model.name, Unit::Layers, spec.blocks.len() as u64);
+    let sequences: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
+    let engine = Engine::new(backend, model.source(), settings);
+    engine.logits(&sequences, &Watch { progress: &progress }, |rows| {
+        if let Some(at) = rows.iter().position(|logit| !logit.is_finite()) {
+            bail!(
+                "logit of token {} is not finite: the checkpoint's head or final norm is damaged",
+                at % spec.vocab
+            );
+        }
+        let bytes: Vec<u8> = rows.iter().flat_map(|logit| logit.to_le_bytes()).collect();
+        file.write_all(&bytes).with_context(cannot)
+    })?;
+    progress.finish();
+    let file = file.into_inner().map_err(|error| error.into_error()).with_context(cannot)?;
+    file.persist(path).with_context(cannot)?;
+    Ok(())
+}
+
+struct Watch<'a> {
+    progress: &'a Progress<'a>,
+}
+
+impl Observer for Watch<'_> {
+    fn advanced(&self, layers: usize) {
+        self.progress.at(layers as u64);
+    }
+
+    fn interrupted(&self) -> bool {
+        interrupt::requested()
+    }
+}

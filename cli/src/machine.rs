@@ -1,0 +1,45 @@
+//! What this machine has: threads and memory, within the limits that a container or scheduler sets.
+
+use std::fs;
+use std::num::NonZero;
+
+/// Threads this process may use.
+pub(crate) fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+/// Memory that could be taken now without swapping, in bytes; `None` where it cannot be known.
+pub(crate) fn available_memory() -> Option<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+    let available = kilobytes * 1024;
+    Some(cgroup_room().map_or(available, |room| room.min(available)))
+}
+
+/// What is left of the memory limit of this process's cgroup (version 2, then 1).
+fn cgroup_room() -> Option<u64> {
+    let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let root = "/sys/fs/cgroup";
+    let two = number(&format!("{root}/memory.max")).zip(number(&format!("{root}/memory.current")));
+    let one = || {
+        number(&format!("{root}/memory/memory.limit_in_bytes"))
+            .zip(number(&format!("{root}/memory/memory.usage_in_bytes")))
+    };
+    let (limit, used) = two.or_else(one)?;
+    Some(limit.saturating_sub(used))
+}
+
+/// Forgets the peak so far, so that [`peak_memory`] is of what follows. Where the system cannot, the peak stays that
+/// of the whole process.
+pub(crate) fn reset_peak_memory() {
+    let _ = fs::write("/proc/self/clear_refs", "5");
+}
+
+/// Largest resident memory since the last reset, in bytes.
+pub(crate) fn peak_memory() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+    Some(kilobytes * 1024)
+}

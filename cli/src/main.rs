@@ -1,0 +1,50 @@
+//! The `ctq` binary: arguments, progress, tables, exit codes. No logic worth testing elsewhere.
+
+mod args;
+mod cache;
+mod convert;
+mod demo;
+mod eval;
+mod exit;
+mod inspect;
+mod interrupt;
+mod logits;
+mod machine;
+mod open;
+mod progress;
+mod report;
+mod restore;
+mod score;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Arguments, Command};
+use crate::report::Report;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let report = match Report::new(&arguments.output) {
+        Ok(report) => report,
+        Err(error) => return exit::failure(&error),
+    };
+    interrupt::install();
+    let outcome = match &arguments.command {
+        Command::Convert(options) => convert::run(options, &report),
+        Command::Restore(options) => restore::run(options, &report),
+        Command::Inspect(options) => inspect::run(options, &report),
+        Command::Eval(options) => eval::run(options, &report),
+        Command::Verify(options) => verify::run(options, &report),
+        Command::Logits(options) => logits::run(options, &report),
+        Command::Demo(options) => demo::run(options, &report),
+    };
+    match outcome {
+        Ok(verdict) => verdict.into(),
+        Err(error) => {
+            report.failure(&error);
+            exit::code_of(&error)
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! A model by its path: a container, or a checkpoint that is tiled on the fly.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use ctq_container::{Container, LayerSource};
+use ctq_convert::TiledCheckpoint;
+use ctq_model::accounting::Accounting;
+use ctq_model::config::ModelConfig;
+use ctq_model::{Checkpoint, TensorSource};
+
+use crate::args::ModelOptions;
+
+/// An opened model.
+pub(crate) struct Model {
+    /// Last component of the path, for people.
+    pub(crate) name: String,
+    /// The path as given.
+    pub(crate) path: PathBuf,
+    kind: Kind,
+    accounting: Accounting,
+}
+
+enum Kind {
+    Container(Arc<Container>),
+    Checkpoint(Box<TiledCheckpoint<Checkpoint>>),
+}
+
+impl Model {
+    pub(crate) fn open(path: &Path, options: &ModelOptions) -> anyhow::Result<Model> {
+        let (kind, accounting) = if Container::is_container(path) {
+            let container = Container::open(path)?;
+            let accounting = container.manifest().accounting.clone();
+            (Kind::Container(Arc::new(container)), accounting)
+        } else {
+            let tiled = TiledCheckpoint::open(path, &options.accept_config_key)?;
+            let accounting = Accounting::of(tiled.source(), tiled.inventory())?;
+            (Kind::Checkpoint(Box::new(tiled)), accounting)
+        };
+        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let name = absolute
+            .file_name()
+            .map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
+        Ok(Model { name, path: path.to_owned(), kind, accounting })
+    }
+
+    pub(crate) fn source(&self) -> &dyn LayerSource {
+        match &self.kind {
+            Kind::Container(container) => container.as_ref(),
+            Kind::Checkpoint(tiled) => tiled.as_ref(),
+        }
+    }
+
+    /// The container, where it is one.
+    pub(crate) fn container(&self) -> Option<&Arc<Container>> {
+        match &self.kind {
+            Kind::Container(container) => Some(container),
+            Kind::Checkpoint(_) => None,
+        }
+    }
+
+    /// The checkpoint, where it is one.
+    pub(crate) fn checkpoint(&self) -> Option<&Checkpoint> {
+        match &self.kind {
+            Kind::Container(_) => None,
+            Kind::Checkpoint(tiled) => Some(tiled.source()),
+        }
+    }
+
+    pub(crate) fn is_container(&self) -> bool {
+        self.container().is_some()
+    }
+
+    pub(crate) fn accounting(&self) -> &Accounting {
+        &self.accounting
+    }
+
+    /// The beginning-of-sequence token that config.json names.
+    pub(crate) fn bos_token_id(&self) -> Option<u32> {
+        match &self.kind {
+            Kind::Container(container) => ModelConfig::open(container.root()).ok()?.bos_token_id(),
+            Kind::Checkpoint(tiled) => tiled.source().config().bos_token_id(),
+        }
+    }
+
+    /// The scheme in a few words: the configuration's format, or that there is none.
+    pub(crate) fn scheme_label(&self) -> String {
+        self.source().inventory().format.clone().unwrap_or_else(|| "dense".to_owned())
+    }
+
+    /// Names and bytes of the weight files.
+    pub(crate) fn files(&self) -> Vec<(String, u64)> {
+        match &self.kind {
+            Kind::Container(container) => {
+                container.manifest().parts.iter().map(|part| (part.file.clone(), part.bytes)).collect()
+            }
+            Kind::Checkpoint(tiled) => {
+                let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                tiled.source().files().into_iter().map(|(path, bytes)| (name(path), bytes)).collect()
+            }
+        }
+    }
+
+    /// Tells this model, as its files are now, from any other: what resume state is kept under.
+    pub(crate) fn identity(&self) -> String {
+        let root = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
+        let mut identity = root.display().to_string();
+        for (name, bytes) in self.files() {
+            let modified = fs::metadata(root.join(&name)).and_then(|m| m.modified()).ok();
+            let stamp = modified.and_then(|t| t.duration_since(UNIX_EPOCH).ok()).map_or(0, |d| d.as_nanos());
+            identity.push_str(&format!("\n{name} {bytes} {stamp}"));
+        }
+        identity
+    }
+}

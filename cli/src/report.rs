@@ -1,0 +1,107 @@
+//! What people read on stderr: notes, warnings, errors, and the log file that gets all of it.
+//!
+//! stdout belongs to results alone.
+
+use std::fs::File;
+use std::io::{IsTerminal, Write};
+use std::sync::Mutex;
+use std::time::Instant;
+
+use anyhow::Context;
+
+use crate::args::OutputOptions;
+
+/// How much is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Level {
+    Quiet,
+    Normal,
+    Verbose,
+}
+
+/// Where prose goes.
+pub(crate) struct Report {
+    pub(crate) level: Level,
+    log: Option<Mutex<File>>,
+    started: Instant,
+}
+
+impl Report {
+    pub(crate) fn new(options: &OutputOptions) -> anyhow::Result<Report> {
+        let level = match (options.quiet, options.verbose) {
+            (true, _) => Level::Quiet,
+            (false, true) => Level::Verbose,
+            (false, false) => Level::Normal,
+        };
+        let log = match &options.log {
+            Some(path) => Some(Mutex::new(
+                File::create(path).with_context(|| format!("{}: cannot write the log", path.display()))?,
+            )),
+            None => None,
+        };
+        Ok(Report { level, log, started: Instant::now() })
+    }
+
+    /// Something a user wants to know unless they asked for quiet.
+    pub(crate) fn note(&self, text: &str) {
+        self.say(Level::Normal, text);
+    }
+
+    /// Something only `-v` shows.
+    pub(crate) fn detail(&self, text: &str) {
+        self.say(Level::Verbose, text);
+    }
+
+    /// Something that may make a result other than expected: shown even when quiet.
+    pub(crate) fn warning(&self, text: &str) {
+        self.say(Level::Quiet, &format!("warning: {text}"));
+    }
+
+    /// The reason a command ends without its result.
+    pub(crate) fn failure(&self, error: &anyhow::Error) {
+        self.say(Level::Quiet, &format!("error: {}", chain(error)));
+    }
+
+    #[expect(clippy::print_stderr, reason = "this is the place where prose reaches stderr")]
+    fn say(&self, level: Level, text: &str) {
+        if level <= self.level {
+            eprintln!("{text}");
+        }
+        self.log_line(text);
+    }
+
+    /// Only the log file.
+    pub(crate) fn log_line(&self, text: &str) {
+        if let Some(log) = &self.log
+            && let Ok(mut file) = log.lock()
+        {
+            let _ = writeln!(file, "[{:9.3}s] {text}", self.started.elapsed().as_secs_f64());
+        }
+    }
+
+    /// Whether a progress bar can be drawn.
+    pub(crate) fn draws_bars(&self) -> bool {
+        self.level > Level::Quiet && std::io::stderr().is_terminal()
+    }
+}
+
+/// An error with its causes, each said once: many of our messages already hold their cause.
+pub(crate) fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
+/// Prints a result.
+#[expect(clippy::print_stdout, reason = "this is the place where results reach stdout")]
+pub(crate) fn result(text: &str) {
+    println!("{}", text.trim_end_matches('\n'));
+}

@@ -1,0 +1,205 @@
+//! Scoring windows with one model: groups by memory, progress, and the resume state that a kill leaves behind.
+
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use ctq_container::LayerSource;
+use ctq_eval::partial::{self, Saved};
+use ctq_kernels::cpu::Cpu;
+use ctq_kernels::{Backend, Sharded};
+use ctq_model::window::{Window, WindowScores};
+use ctq_runtime::{Engine, Error, Observer, Settings, Snapshot, bytes_per_token, groups};
+use sha2::{Digest, Sha256};
+
+use crate::args::EngineOptions;
+use crate::progress::{Progress, Unit};
+use crate::report::Report;
+use crate::{cache, interrupt, machine};
+
+/// One scoring run.
+pub(crate) struct Run<'a> {
+    pub(crate) source: &'a dyn LayerSource,
+    pub(crate) settings: Settings,
+    pub(crate) engine: &'a EngineOptions,
+    pub(crate) windows: &'a [Window],
+    /// Rows of the head that the softmax runs over.
+    pub(crate) vocabulary: usize,
+    /// Bytes for hidden states; `None`: half of what is free.
+    pub(crate) memory: Option<u64>,
+    pub(crate) save_every: Duration,
+    /// Everything the scores depend on, in one string.
+    pub(crate) key: &'a str,
+    /// What progress calls it.
+    pub(crate) name: &'a str,
+}
+
+impl Run<'_> {
+    /// Scores all windows; goes on from what an earlier, killed run of the same key left.
+    pub(crate) fn score(&self, report: &Report) -> anyhow::Result<Vec<WindowScores>> {
+        let threads = self.engine.threads.unwrap_or_else(machine::threads);
+        let pool =
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build().context("cannot start threads")?;
+        let cpu = Cpu::detect();
+        pool.install(|| match self.engine.tp {
+            1 => self.on(&cpu, report),
+            ranks => self.on(&Sharded::new(vec![cpu; ranks]), report),
+        })
+    }
+
+    fn on<B: Backend>(&self, backend: &B, report: &Report) -> anyhow::Result<Vec<WindowScores>> {
+        let state = ResumeState::open(self.key, report)?;
+        let mut scores = state.scores(self.windows, report);
+        let open: Vec<&Window> =
+            self.windows.iter().filter(|window| !scores.iter().any(|s| s.window == window.index)).collect();
+        let lengths: Vec<usize> = open.iter().map(|window| window.ids.len()).collect();
+        let spec = &self.source.inventory().spec;
+        let per_token = bytes_per_token(spec, self.engine.tp) as u64;
+        let budget = self.memory.unwrap_or_else(|| machine::available_memory().unwrap_or(4 << 30) / 2);
+        let groups = groups(&lengths, (budget / per_token.max(1)) as usize);
+        report.detail(&format!(
+            "{}: {} windows in {} groups, {:.2} GiB for hidden states",
+            self.name,
+            open.len(),
+            groups.len(),
+            budget as f64 / (1_u64 << 30) as f64
+        ));
+        let steps = spec.blocks.len() + 1;
+        let progress = Progress::new(report, self.name, Unit::Layers, (steps * groups.len()) as u64);
+        let engine = Engine::new(backend, self.source, self.settings);
+        for (index, group) in groups.iter().enumerate() {
+            let windows: Vec<Window> = open[group.clone()].iter().map(|window| (*window).clone()).collect();
+            let watch = Watch {
+                progress: &progress,
+                before: index * steps,
+                state: &state,
+                group: group_name(&windows),
+                every: self.save_every,
+                last: Mutex::new(Cell::new(Instant::now())),
+            };
+            let snapshot = state.snapshot(&watch.group, report);
+            let group = engine.score(&windows, self.vocabulary, snapshot, &watch);
+            let group = group.with_context(|| state.describe(scores.len(), self.windows.len()))?;
+            scores.extend(group);
+            if index + 1 < groups.len() {
+                state.save(&scores)?;
+            }
+            state.forget_snapshot();
+        }
+        progress.finish();
+        state.forget();
+        scores.sort_by_key(|scores| scores.window);
+        Ok(scores)
+    }
+}
+
+/// A group by its windows: a snapshot belongs to exactly these.
+fn group_name(windows: &[Window]) -> String {
+    windows.iter().map(|window| window.index.to_string()).collect::<Vec<_>>().join(",")
+}
+
+/// Scores of finished groups, and the hidden states of the one under way, in the cache folder.
+struct ResumeState {
+    folder: PathBuf,
+    key: String,
+}
+
+impl ResumeState {
+    fn open(key: &str, report: &Report) -> anyhow::Result<ResumeState> {
+        let folder = cache::folder()?.join("eval");
+        let digest = Sha256::digest(key.as_bytes());
+        let key: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        report.detail(&format!("resume state: {}", folder.join(&key).display()));
+        Ok(ResumeState { folder, key })
+    }
+
+    fn snapshot_path(&self) -> PathBuf {
+        self.folder.join(format!("{}.snapshot", self.key))
+    }
+
+    fn scores(&self, windows: &[Window], report: &Report) -> Vec<WindowScores> {
+        match partial::load(&self.folder, &self.key) {
+            Ok(Saved::Scores(scores)) => {
+                report.note(&format!(
+                    "going on: {} of {} windows are scored already",
+                    scores.len(),
+                    windows.len()
+                ));
+                scores
+            }
+            Ok(Saved::Nothing) => Vec::new(),
+            Ok(Saved::Ignored { reason }) => {
+                report.warning(&format!("resume state is not usable and is ignored: {reason}"));
+                Vec::new()
+            }
+            Err(error) => {
+                report.warning(&format!("resume state is not usable and is ignored: {error}"));
+                Vec::new()
+            }
+        }
+    }
+
+    fn snapshot(&self, group: &str, report: &Report) -> Option<Snapshot> {
+        let snapshot = Snapshot::load(&self.snapshot_path(), group)?;
+        report.note(&format!("going on after layer {} of this group", snapshot.layer));
+        Some(snapshot)
+    }
+
+    fn save(&self, scores: &[WindowScores]) -> anyhow::Result<()> {
+        Ok(partial::save(&self.folder, &self.key, scores)?)
+    }
+
+    fn forget_snapshot(&self) {
+        remove(&self.snapshot_path());
+    }
+
+    fn forget(&self) {
+        let _ = partial::remove(&self.folder, &self.key);
+        self.forget_snapshot();
+    }
+
+    fn describe(&self, done: usize, all: usize) -> String {
+        format!("{done} of {all} windows are scored and kept; the same command goes on from there")
+    }
+}
+
+fn remove(path: &Path) {
+    // It may never have been written; and a leftover is harmless, for it only fits its own key.
+    let _ = std::fs::remove_file(path);
+}
+
+/// Follows one group.
+struct Watch<'a> {
+    progress: &'a Progress<'a>,
+    /// Steps of the groups before.
+    before: usize,
+    state: &'a ResumeState,
+    group: String,
+    every: Duration,
+    last: Mutex<Cell<Instant>>,
+}
+
+impl Observer for Watch<'_> {
+    fn advanced(&self, layers: usize) {
+        self.progress.at((self.before + layers) as u64);
+    }
+
+    fn interrupted(&self) -> bool {
+        interrupt::requested()
+    }
+
+    fn wants_snapshot(&self) -> bool {
+        let due = self.last.lock().is_ok_and(|last| last.get().elapsed() >= self.every);
+        due || interrupt::requested()
+    }
+
+    fn snapshot(&self, snapshot: Snapshot) -> Result<(), Error> {
+        snapshot.save(&self.state.snapshot_path(), &self.group)?;
+        if let Ok(last) = self.last.lock() {
+            last.set(Instant::now());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,322 @@
+//! `ctq verify`: bits, layers, logits, and a verdict.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::Context;
+use comfy_table::{CellAlignment, Table, presets};
+use ctq_container::Container;
+use ctq_convert::{RestoredSource, RoundTrip, check_round_trip};
+use ctq_kernels::Compute;
+use ctq_kernels::cpu::Cpu;
+use ctq_model::inventory::{Inventory, Part};
+use ctq_model::{Checkpoint, TensorSource};
+use ctq_reference::Reference;
+use ctq_runtime::{Acts, Engine, Settings};
+use ctq_verify::{
+    ArithmeticReport, Mode, OperandReport, Plan, bounds, check_arithmetic, check_operands, token_ids,
+};
+use serde::Serialize;
+
+use crate::args::{ModelOptions, VerifyOptions};
+use crate::exit::Verdict;
+use crate::open::Model;
+use crate::progress::{Progress, Unit};
+use crate::report::{self, Report};
+use crate::{interrupt, machine};
+
+/// Outcome of one verification: a stable object.
+#[derive(Debug, Serialize)]
+pub(crate) struct Verification {
+    verification_version: u32,
+    path: String,
+    /// What the runtime was held against.
+    against: String,
+    round_trip: Option<RoundTripRecord>,
+    operands: OperandReport,
+    arithmetic: Vec<ArithmeticReport>,
+    /// What was not checked, and why.
+    not_checked: Vec<String>,
+    pub(crate) passed: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct RoundTripRecord {
+    tensors: usize,
+    bytes: u64,
+    mismatches: Vec<String>,
+}
+
+/// What to check.
+pub(crate) struct Checks<'a> {
+    pub(crate) against: Option<&'a Path>,
+    pub(crate) tokens: usize,
+    pub(crate) layers: Option<&'a [usize]>,
+    pub(crate) arithmetic: Arithmetic,
+}
+
+/// Whether a forward pass is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arithmetic {
+    Run,
+    Skip,
+}
+
+pub(crate) fn run(options: &VerifyOptions, report: &Report) -> anyhow::Result<Verdict> {
+    let model = Model::open(&options.path, &options.model)?;
+    let threads = options.threads.unwrap_or_else(machine::threads);
+    let pool =
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().context("cannot start threads")?;
+    let mut layers = options.layers.clone();
+    layers.sort_unstable();
+    let checks = Checks {
+        against: options.against.as_deref(),
+        tokens: options.tokens,
+        layers: (!layers.is_empty()).then_some(layers.as_slice()),
+        arithmetic: if options.bits_only { Arithmetic::Skip } else { Arithmetic::Run },
+    };
+    let started = Instant::now();
+    let verification = pool.install(|| verify(&model, &checks, &options.model, report))?;
+    report.detail(&format!("verified in {:.1} s", started.elapsed().as_secs_f64()));
+    if options.json {
+        report::result(&serde_json::to_string_pretty(&verification)?);
+    } else {
+        report::result(&text(&verification));
+    }
+    Ok(if verification.passed { Verdict::Good } else { Verdict::Failed })
+}
+
+/// Where the reference reads from.
+enum Oracle<'a> {
+    Borrowed(&'a Checkpoint),
+    Opened(Box<Checkpoint>),
+    Restored(Box<RestoredSource>),
+}
+
+impl Oracle<'_> {
+    fn source(&self) -> &dyn TensorSource {
+        match self {
+            Oracle::Borrowed(checkpoint) => *checkpoint,
+            Oracle::Opened(checkpoint) => checkpoint.as_ref(),
+            Oracle::Restored(restored) => restored.as_ref(),
+        }
+    }
+}
+
+/// The tensors to hold a model against, what to call them, and what that leaves unchecked.
+fn oracle<'a>(model: &'a Model, against: Option<&Path>) -> anyhow::Result<(Oracle<'a>, String, Vec<String>)> {
+    if let Some(path) = against {
+        let checkpoint = Checkpoint::open(path)?;
+        return Ok((Oracle::Opened(Box::new(checkpoint)), path.display().to_string(), Vec::new()));
+    }
+    if let Some(checkpoint) = model.checkpoint() {
+        return Ok((Oracle::Borrowed(checkpoint), format!("{} itself", model.path.display()), Vec::new()));
+    }
+    let container = model.container().context("a model is a container or a checkpoint")?;
+    let recorded = &container.manifest().source;
+    match recorded_source(container) {
+        Some(checkpoint) => {
+            Ok((Oracle::Opened(Box::new(checkpoint)), recorded.path.display().to_string(), Vec::new()))
+        }
+        None => {
+            let restored = Box::new(RestoredSource::new(container.clone())?);
+            let missing = format!(
+                "the unpacking of the original: its source {} is gone or has changed, so only the arithmetic is checked, on tensors regenerated from the container; give --against CHECKPOINT to check all",
+                recorded.path.display()
+            );
+            Ok((
+                Oracle::Restored(restored),
+                "tensors regenerated from the container".to_owned(),
+                vec![missing],
+            ))
+        }
+    }
+}
+
+/// The checkpoint a container was made from, where it is still there and still the same.
+fn recorded_source(container: &Container) -> Option<Checkpoint> {
+    let recorded = &container.manifest().source;
+    let checkpoint = Checkpoint::open(&recorded.path).ok()?;
+    let record = ctq_convert::source_record(&checkpoint).ok()?;
+    (record.fingerprint == recorded.fingerprint).then_some(checkpoint)
+}
+
+pub(crate) fn verify(
+    model: &Model,
+    checks: &Checks<'_>,
+    options: &ModelOptions,
+    report: &Report,
+) -> anyhow::Result<Verification> {
+    let (oracle, against, mut not_checked) = oracle(model, checks.against)?;
+    let source = oracle.source();
+    // The reference reads the source's own configuration: a container cannot talk it into another model.
+    let inventory = Inventory::read(source, &options.accept_config_key)?;
+    let reference = Reference::open(source, &inventory)?;
+    let round_trip = match model.container() {
+        None => {
+            not_checked.push("a round trip: this is a checkpoint, there is no container".to_owned());
+            None
+        }
+        Some(container) => {
+            let original = match &oracle {
+                Oracle::Restored(_) => None,
+                Oracle::Borrowed(_) | Oracle::Opened(_) => Some(source),
+            };
+            report.detail("checking the round trip");
+            Some(round_trip_record(&check_round_trip(container, original)?))
+        }
+    };
+    let cpu = Cpu::detect();
+    let engine = |acts| Engine::new(&cpu, model.source(), Settings { acts, compute: Compute::F32 });
+    let parts = parts(&inventory, checks.layers);
+    let matrices: usize = parts.iter().map(|part| inventory.part(*part).linears.len()).sum();
+    let progress = Progress::new(report, "weights", Unit::Steps, matrices as u64);
+    let mut done = 0;
+    let operands = check_operands(&engine(Acts::Off), &reference, &inventory, &parts, || {
+        done += 1;
+        progress.at(done);
+    })?;
+    progress.finish();
+    let mut arithmetic = Vec::new();
+    if checks.arithmetic == Arithmetic::Skip {
+        not_checked.push("the arithmetic: --bits-only".to_owned());
+    } else {
+        let mut modes = vec![(Mode::Off, Acts::Off)];
+        if inventory.quantizes_activations() {
+            modes.push((Mode::Library, Acts::Library));
+        }
+        let spec = &inventory.spec;
+        let plan =
+            Plan { ids: token_ids(checks.tokens, spec.vocab), layers: checks.layers.map(<[usize]>::to_vec) };
+        for (mode, acts) in modes {
+            let steps = plan.layers.as_ref().map_or(spec.blocks.len(), Vec::len) as u64 + 2;
+            let progress = Progress::new(report, "layers", Unit::Steps, steps);
+            let mut done = 0;
+            let result = check_arithmetic(&engine(acts), &reference, spec, &plan, mode, || {
+                done += 1;
+                progress.at(done);
+                !interrupt::requested()
+            });
+            progress.finish();
+            arithmetic.push(result?);
+        }
+    }
+    let passed = operands.passed()
+        && round_trip.as_ref().is_none_or(|round_trip| round_trip.mismatches.is_empty())
+        && arithmetic.iter().all(ArithmeticReport::passed);
+    Ok(Verification {
+        verification_version: 1,
+        path: model.path.display().to_string(),
+        against,
+        round_trip,
+        operands,
+        arithmetic,
+        not_checked,
+        passed,
+    })
+}
+
+fn round_trip_record(round_trip: &RoundTrip) -> RoundTripRecord {
+    RoundTripRecord {
+        tensors: round_trip.tensors,
+        bytes: round_trip.bytes,
+        mismatches: round_trip.mismatches.iter().map(|m| format!("{}: {}", m.tensor, m.what)).collect(),
+    }
+}
+
+/// Embedding, head and the chosen layers.
+fn parts(inventory: &Inventory, layers: Option<&[usize]>) -> Vec<Part> {
+    let wanted = |part: &Part| match part {
+        Part::Embedding | Part::Head => true,
+        Part::Layer(index) => layers.is_none_or(|layers| layers.contains(index)),
+    };
+    inventory.parts().map(|(part, _)| part).filter(wanted).collect()
+}
+
+fn text(verification: &Verification) -> String {
+    let verdict = |passed: bool| if passed { "ok" } else { "FAILED" };
+    let mut lines = vec![format!("{} against {}", verification.path, verification.against)];
+    if let Some(round_trip) = &verification.round_trip {
+        lines.push(format!(
+            "  round trip   {}: {} tensors, {} bytes, {} differ",
+            verdict(round_trip.mismatches.is_empty()),
+            round_trip.tensors,
+            round_trip.bytes,
+            round_trip.mismatches.len()
+        ));
+        lines.extend(round_trip.mismatches.iter().take(5).map(|mismatch| format!("    {mismatch}")));
+    }
+    let operands = &verification.operands;
+    lines.push(format!(
+        "  weights      {}: {} matrices, {} weights, {} differ",
+        verdict(operands.passed()),
+        operands.matrices,
+        operands.weights,
+        operands.differing
+    ));
+    if let Some(first) = &operands.first {
+        lines.push(format!(
+            "    first: `{}` row {} k {}: runtime {:e}, reference {:e}",
+            first.module, first.row, first.k, first.runtime, first.reference
+        ));
+    }
+    for arithmetic in &verification.arithmetic {
+        lines.push(String::new());
+        lines.extend(arithmetic_text(arithmetic));
+    }
+    lines.push(String::new());
+    lines.extend(verification.not_checked.iter().map(|what| format!("not checked: {what}")));
+    lines.push(format!("verdict: {}", if verification.passed { "PASSED" } else { "FAILED" }));
+    lines.join("\n")
+}
+
+fn arithmetic_text(report: &ArithmeticReport) -> Vec<String> {
+    let (title, bound) = match report.mode {
+        Mode::Off => ("acts off", format!("relative error at most {:.0e}", bounds::LAYER)),
+        Mode::Library => ("acts library", format!("median error at most {:.0e}", bounds::LAYER_MEDIAN)),
+    };
+    let mut lines = vec![format!("  {title}, each step from the reference's hidden state, {bound}:")];
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["    step", "relative", "median", "1 - cosine", "largest", "verdict"]);
+    for step in &report.steps {
+        table.add_row([
+            format!("    {}", step.name),
+            format!("{:.1e}", step.relative_error),
+            format!("{:.1e}", step.median_error),
+            format!("{:.1e}", 1.0 - step.cosine),
+            format!("{:.1e}", step.largest_difference),
+            if step.passed { "ok".to_owned() } else { "FAILED".to_owned() },
+        ]);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    lines.push(table.to_string());
+    if let Some(free) = &report.free {
+        lines.push(format!(
+            "    free-running logits: relative {:.1e}, KLD {:.1e}, top-1 agreement {:.1} %, nll difference {:+.1e}{}",
+            free.relative_error,
+            free.kl_divergence,
+            free.top1_agreement * 100.0,
+            free.nll_difference,
+            match (report.mode, free.passed) {
+                (Mode::Off, true) => ": ok",
+                (Mode::Library, true) => " (for information)",
+                (Mode::Off | Mode::Library, false) => ": FAILED",
+            }
+        ));
+    }
+    if let Some(first) = report.first_failure() {
+        lines.push(format!("    first out of bounds: {}", first.name));
+    }
+    lines
+}
+
+/// Used by the demo: the bundled container verified in full.
+pub(crate) fn verify_path(path: &Path, report: &Report) -> anyhow::Result<Verification> {
+    let options = ModelOptions::default();
+    let model = Model::open(path, &options)?;
+    let checks = Checks { against: None, tokens: 64, layers: None, arithmetic: Arithmetic::Run };
+    verify(&model, &checks, &options, report)
+}

@@ -1,0 +1,166 @@
+//! Codecs: how the codes of one linear lie in the checkpoint, both ways. One file per storage format, one exhaustive
+//! match over [`Storage`]; scales, zero points and column order, which formats share, have files of their own.
+//!
+//! A codec works on one row at a time, because in every format rows share nothing. Act-order is applied here too: the
+//! columns of a [`QuantMatrix`] are in an order in which groups are consecutive.
+
+mod act_order;
+mod dense;
+mod inverse;
+mod mx;
+mod nibbles;
+mod nvfp4;
+mod pack;
+mod plain;
+mod scales;
+mod values;
+mod zeros;
+
+use ctq_model::inventory::Linear;
+use ctq_model::scheme::Storage;
+use ctq_model::{QuantMatrix, Result, Tensor, TensorSource};
+use rayon::prelude::*;
+
+pub use inverse::{Leaf, regenerate};
+pub(crate) use values::check_vector;
+
+/// How one row of codes lies in the tensor that holds it.
+trait Codec: Send + Sync {
+    /// Bytes that a row of `k` codes takes in the tensor.
+    fn row_bytes(&self, k: usize) -> usize;
+
+    /// Unpacks one row; `codes` has [`ctq_model::matrix::Code::unpacked_bytes`] bytes a code.
+    ///
+    /// # Errors
+    /// The first code that is none.
+    fn unpack_row(&self, stored: &[u8], codes: &mut [u8]) -> std::result::Result<(), BadCode>;
+
+    /// The inverse: packs one row into `stored`, which is all zeros.
+    fn pack_row(&self, codes: &[u8], stored: &mut [u8]);
+}
+
+/// A stored code that stands for no weight.
+struct BadCode {
+    /// Column in the order of the tensor.
+    column: usize,
+    /// What is wrong with it.
+    what: String,
+}
+
+/// The codec of each storage format.
+fn codec(storage: Storage) -> Box<dyn Codec> {
+    match storage {
+        Storage::Dense { dtype } => Box::new(dense::Dense { dtype }),
+        Storage::PackedInt { bits, layout } => Box::new(pack::PackedInt { bits, layout }),
+        Storage::PlainInt { bits } => Box::new(plain::PlainInt { bits }),
+        Storage::PlainFp8 => Box::new(plain::PlainFp8),
+        Storage::Nvfp4 => Box::new(nvfp4::Nvfp4),
+        Storage::Mxfp4 => Box::new(mx::Mxfp4),
+        Storage::Mxfp8 => Box::new(mx::Mxfp8),
+    }
+}
+
+/// Reads one linear: its codes unpacked, its scales and zero points beside them.
+///
+/// # Errors
+/// Names the tensor, row and column of a scale or weight that is not a number, or of a code out of its range.
+pub fn encode(source: &dyn TensorSource, linear: &Linear) -> Result<QuantMatrix> {
+    let module = Module { source, linear };
+    let permutation = act_order::read(&module)?;
+    Ok(QuantMatrix {
+        n: linear.n,
+        k: linear.k,
+        code: linear.scheme.storage.code(),
+        formula: linear.scheme.storage.formula(),
+        codes: codes(&module, permutation.as_deref())?,
+        scales: scales::read(&module)?,
+        zeros: zeros::read(&module)?,
+        global_scale: nvfp4::global_scale(&module)?,
+        permutation,
+    })
+}
+
+/// A linear and the tensors it is read from.
+struct Module<'a> {
+    source: &'a dyn TensorSource,
+    linear: &'a Linear,
+}
+
+const REWRITE: &str = "download the checkpoint again, or quantize the model again";
+
+impl<'a> Module<'a> {
+    /// The tensor `<module>.<leaf>`, which must have `bytes` bytes.
+    fn tensor(&self, leaf: &str, bytes: usize) -> Result<Tensor<'a>> {
+        let name = self.name(leaf);
+        let tensor = self.source.tensor(&name)?;
+        let tensor = tensor
+            .ok_or_else(|| ctq_model::Error::missing(self.source.root(), &name, "its module needs it"))?;
+        if tensor.bytes.len() != bytes {
+            let what = format!("{} bytes where {bytes} are expected", tensor.bytes.len());
+            return Err(ctq_model::Error::tensor(tensor.file, &name, what, REWRITE));
+        }
+        Ok(tensor)
+    }
+
+    fn name(&self, leaf: &str) -> String {
+        format!("{}.{leaf}", self.linear.module)
+    }
+
+    /// The leaf that holds the codes; files of early 2024 call packed words `weight` too.
+    fn codes_leaf(&self) -> &'static str {
+        let leaf = self.linear.scheme.storage.leaf();
+        if self.source.info(&self.name(leaf)).is_some() { leaf } else { "weight" }
+    }
+
+    fn bad(&self, leaf: &str, what: impl Into<String>) -> ctq_model::Error {
+        let name = self.name(leaf);
+        ctq_model::Error::tensor(self.source.file_of(&name), &name, what, REWRITE)
+    }
+}
+
+/// Unpacks all codes, columns in the order of `permutation`.
+fn codes(module: &Module<'_>, permutation: Option<&[u32]>) -> Result<Vec<u8>> {
+    let (n, k, storage) = (module.linear.n, module.linear.k, module.linear.scheme.storage);
+    let codec = codec(storage);
+    let (width, row_bytes) = (storage.code().unpacked_bytes(), codec.row_bytes(k));
+    let leaf = module.codes_leaf();
+    let tensor = module.tensor(leaf, n * row_bytes)?;
+    let mut codes = vec![0; n * k * width];
+    let rows = codes.par_chunks_exact_mut(k * width).zip(tensor.bytes.par_chunks_exact(row_bytes));
+    let bad = rows.enumerate().find_map_first(|(row, (codes, stored))| {
+        let bad = codec.unpack_row(stored, codes).err()?;
+        Some((row, bad))
+    });
+    if let Some((row, bad)) = bad {
+        return Err(module.bad(leaf, format!("row {row}, column {}: {}", bad.column, bad.what)));
+    }
+    if let Some(permutation) = permutation {
+        codes.par_chunks_exact_mut(k * width).for_each_init(
+            || vec![0; k * width],
+            |before, row| {
+                before.copy_from_slice(row);
+                act_order::gather(permutation, width, before, row);
+            },
+        );
+    }
+    Ok(codes)
+}
+
+/// The inverse of [`codes`].
+fn pack(matrix: &QuantMatrix, storage: Storage) -> Vec<u8> {
+    let codec = codec(storage);
+    let (width, row_bytes) = (matrix.code.unpacked_bytes(), codec.row_bytes(matrix.k));
+    let mut stored = vec![0; matrix.n * row_bytes];
+    let rows = stored.par_chunks_exact_mut(row_bytes).zip(matrix.codes.par_chunks_exact(matrix.k * width));
+    rows.for_each_init(
+        || vec![0; matrix.k * width],
+        |ordered, (stored, codes)| match &matrix.permutation {
+            None => codec.pack_row(codes, stored),
+            Some(permutation) => {
+                act_order::scatter(permutation, width, codes, ordered);
+                codec.pack_row(ordered, stored);
+            }
+        },
+    );
+    stored
+}

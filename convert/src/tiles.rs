@@ -1,0 +1,64 @@
+//! Between the two orders of one matrix: unpacked and row-major ([`QuantMatrix`]), and tiled ([`TiledMatrix`]). A
+//! bijection on everything but the padding.
+
+use ctq_container::{ScaleTable, TiledMatrix, Tiling};
+use ctq_model::QuantMatrix;
+use ctq_model::matrix::Scales;
+use rayon::prelude::*;
+
+/// Tiles a matrix: codes, scales and zero points, each row of tiles by itself.
+pub fn tile(matrix: &QuantMatrix) -> TiledMatrix {
+    let (n, k) = (matrix.n, matrix.k);
+    let tiling = Tiling::new(n, k, matrix.code.tile_bits());
+    let mut codes = vec![0; tiling.bytes()];
+    let row_tiles = codes.par_chunks_exact_mut(tiling.row_tile_bytes());
+    row_tiles.enumerate().for_each(|(row_tile, out)| tiling.tile_rows(&matrix.codes, row_tile, out));
+    let scales = matrix.scales.as_ref().map(|scales| ScaleTable {
+        dtype: scales.dtype,
+        sharing: scales.sharing,
+        bytes: ScaleTable::arrange(scales.sharing, n, k, scales.dtype.bytes(), &scales.bytes).into(),
+    });
+    let zeros = matrix.zeros.as_ref().zip(matrix.scales.as_ref()).map(|(zeros, scales)| {
+        let zeros: Vec<u8> = zeros.iter().map(|zero| zero.cast_unsigned()).collect();
+        ScaleTable::arrange(scales.sharing, n, k, 1, &zeros).into()
+    });
+    let permutation = matrix.permutation.as_ref();
+    TiledMatrix {
+        n,
+        k,
+        code: matrix.code,
+        formula: matrix.formula,
+        codes: codes.into(),
+        scales,
+        zeros,
+        global_scale: matrix.global_scale,
+        permutation: permutation.map(|p| p.iter().flat_map(|k| k.to_le_bytes()).collect::<Vec<u8>>().into()),
+    }
+}
+
+/// The inverse of [`tile`].
+pub fn untile(matrix: &TiledMatrix) -> QuantMatrix {
+    let (n, k) = (matrix.n, matrix.k);
+    let scales = matrix.scales.as_ref().map(|scales| Scales {
+        dtype: scales.dtype,
+        sharing: scales.sharing,
+        bytes: ScaleTable::restore(scales.sharing, n, k, scales.dtype.bytes(), &scales.bytes),
+    });
+    let zeros = matrix.zeros.as_ref().zip(matrix.scales.as_ref()).map(|(zeros, scales)| {
+        let zeros = ScaleTable::restore(scales.sharing, n, k, 1, zeros);
+        zeros.iter().map(|zero| zero.cast_signed()).collect()
+    });
+    let permutation = matrix.permutation.as_ref();
+    QuantMatrix {
+        n,
+        k,
+        code: matrix.code,
+        formula: matrix.formula,
+        codes: matrix.tiling().untile(&matrix.codes),
+        scales,
+        zeros,
+        global_scale: matrix.global_scale,
+        permutation: permutation
+            .map(|p| p.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
+    }
+}

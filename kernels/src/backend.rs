@@ -1,0 +1,218 @@
+//! The trait that a device implements, and the plain data its operations take.
+//!
+//! Operations are coarse and transformer-shaped, so that a device may fuse inside them. Every output is one chain of
+//! sums whose order does not depend on how work was cut; that makes shards, groups and threads invisible in the bits.
+
+use std::ops::Range;
+
+use ctq_container::TiledMatrix;
+use ctq_model::matrix::{Code, Formula};
+use ctq_model::scheme::Activation;
+
+use crate::{Compute, Rotation};
+
+/// Rows of the vocabulary that one partial log-sum-exp covers.
+pub const VOCABULARY_TILE: usize = 128;
+
+/// Who computed: part of a result's method.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendIdentity {
+    /// `cpu` or `cuda`.
+    pub name: String,
+    /// Instruction set or compute capability.
+    pub isa: String,
+}
+
+/// Parameters of one activation quantization.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Quantizer {
+    /// How.
+    pub activation: Activation,
+    /// Stored scales: one, or one a head; empty where they come from the data.
+    pub scales: Vec<f32>,
+    /// Stored zero point of an asymmetric static scheme.
+    pub zero: f32,
+    /// Stored global scale of NVFP4.
+    pub global_scale: f32,
+}
+
+/// Pieces that a matrix may be cut into when several devices share it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pieces {
+    /// 16 output rows: one atom of a tile.
+    Atoms,
+    /// [`VOCABULARY_TILE`] rows, so that a partial log-sum-exp is never split: embeddings and heads.
+    VocabularyTiles,
+}
+
+impl Pieces {
+    /// Rows of one piece.
+    pub const fn rows(self) -> usize {
+        match self {
+            Pieces::Atoms => 16,
+            Pieces::VocabularyTiles => VOCABULARY_TILE,
+        }
+    }
+}
+
+/// What happens to the inputs of a linear.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Treatment {
+    /// Nothing but the rounding of the compute mode.
+    Plain,
+    /// Quantized and dequantized in f32 as compressed-tensors does, then an operand like any other.
+    FakeQuantized(Quantizer),
+    /// Quantized as serving kernels do: codes are multiplied exactly, scales applied to the sums.
+    Exact(Quantizer),
+}
+
+/// Shape of one causal attention.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Dimension of a head.
+    pub head_dim: usize,
+    /// Positions seen, itself included; `None`: all before.
+    pub window: Option<usize>,
+}
+
+/// Partial log-sum-exps of a run of vocabulary tiles.
+#[derive(Clone, Debug, Default)]
+pub struct HeadTiles {
+    /// Tiles per row.
+    pub tiles: usize,
+    /// [rows, tiles]: largest logit, and the f64 sum of `exp(logit - largest)` in vocabulary order.
+    pub partials: Vec<(f32, f64)>,
+    /// [rows]: the target's logit where the target lies in these tiles.
+    pub targets: Vec<Option<f32>>,
+}
+
+/// An operation that a backend cannot perform.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KernelError {
+    /// No exact kernel arithmetic is defined for a pair of weight and activation codes.
+    #[error(
+        "`--acts kernel` is not defined for {weight:?} weights with {activation} activations; use --acts library"
+    )]
+    NoExactProduct {
+        /// What the weights are.
+        weight: (Code, Formula),
+        /// What the activations are.
+        activation: Activation,
+    },
+}
+
+/// A device that multiplies packed weights with activations.
+///
+/// Buffers are [rows, width] f32; a row is a token. `windows` are the ranges of rows that belong together.
+pub trait Backend: Send + Sync {
+    /// A packed matrix, or a range of its rows.
+    type Matrix: Send + Sync;
+    /// Activations.
+    type Buffer: Send + Sync;
+    /// Inputs of linears after their [`Treatment`].
+    type Operand: Send + Sync;
+
+    /// Who computes.
+    fn identity(&self) -> BackendIdentity;
+
+    /// Takes rows `rows` of a packed matrix, which may be cut further into `pieces`. Weights stay packed.
+    fn matrix(&self, matrix: &TiledMatrix, rows: Range<usize>, pieces: Pieces) -> Self::Matrix;
+
+    /// Output rows of a matrix.
+    fn rows(&self, matrix: &Self::Matrix) -> usize;
+
+    /// Copies host activations, [rows, width] row-major, to the device.
+    fn upload(&self, width: usize, values: &[f32]) -> Self::Buffer;
+
+    /// Copies activations to the host.
+    fn download(&self, buffer: &Self::Buffer) -> Vec<f32>;
+
+    /// Rows `ids` of a matrix as f32, [ids, k]: what an embedding looks up, and the operand bits of any weight.
+    fn embed(&self, table: &Self::Matrix, ids: &[u32]) -> Self::Buffer;
+
+    /// `x / rms(x) * weight` over each run of `weight.len()` elements of a row.
+    fn norm(&self, x: &Self::Buffer, weight: &[f32], epsilon: f32) -> Self::Buffer;
+
+    /// Prepares inputs of linears; reductions beyond a row stay inside each of `windows`.
+    fn prepare(
+        &self,
+        x: &Self::Buffer,
+        treatment: &Treatment,
+        compute: Compute,
+        windows: &[Range<usize>],
+    ) -> Self::Operand;
+
+    /// `x * W^T + bias`: [rows, n]. `bias` is of the whole matrix that `weight` is a range of.
+    ///
+    /// # Errors
+    /// Where no exact product is defined for the operand's codes and these weights.
+    fn linear(
+        &self,
+        x: &Self::Operand,
+        weight: &Self::Matrix,
+        bias: Option<&[f32]>,
+        compute: Compute,
+    ) -> Result<Self::Buffer, KernelError>;
+
+    /// Quantizes and dequantizes in place, per row groups of `head_dim` where scales are per head.
+    fn fake_quantize(
+        &self,
+        x: &mut Self::Buffer,
+        quantizer: &Quantizer,
+        head_dim: usize,
+        windows: &[Range<usize>],
+    );
+
+    /// Rotates the heads of each row by its position inside its window.
+    fn rotate(&self, x: &mut Self::Buffer, rotation: &Rotation, windows: &[Range<usize>]);
+
+    /// Causal attention of the query heads `heads`: [rows, heads.len() * head_dim].
+    #[expect(clippy::too_many_arguments, reason = "query, key and value are three things")]
+    fn attend(
+        &self,
+        q: &Self::Buffer,
+        k: &Self::Buffer,
+        v: &Self::Buffer,
+        shape: &AttentionShape,
+        heads: Range<usize>,
+        compute: Compute,
+        windows: &[Range<usize>],
+    ) -> Self::Buffer;
+
+    /// `silu(gate) * up`.
+    fn gate(&self, gate: &Self::Buffer, up: &Self::Buffer) -> Self::Buffer;
+
+    /// `x += y`.
+    fn add(&self, x: &mut Self::Buffer, y: &Self::Buffer);
+
+    /// First row that holds a NaN or an infinity.
+    fn first_non_finite(&self, x: &Self::Buffer) -> Option<usize>;
+
+    /// Rows `rows` of `x`, in that order.
+    fn gather(&self, x: &Self::Buffer, rows: &[u32]) -> Self::Buffer;
+
+    /// `x[rows[i]] += weights[i] * y[i]`, product and sum rounded one after the other.
+    fn scatter_add(&self, x: &mut Self::Buffer, y: &Self::Buffer, rows: &[u32], weights: &[f32]);
+
+    /// Columns of several buffers side by side: what an all-gather leaves behind.
+    fn concatenate(&self, parts: &[&Self::Buffer]) -> Self::Buffer;
+
+    /// Partial log-sum-exps of the logits over vocabulary rows `vocabulary` (starting at a multiple of
+    /// [`VOCABULARY_TILE`] from the matrix's own first row). `targets` count from the matrix's first row too.
+    ///
+    /// # Errors
+    /// As [`Backend::linear`].
+    fn head(
+        &self,
+        x: &Self::Operand,
+        head: &Self::Matrix,
+        vocabulary: Range<usize>,
+        targets: &[Option<u32>],
+        compute: Compute,
+    ) -> Result<HeadTiles, KernelError>;
+}

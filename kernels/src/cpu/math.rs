@@ -1,0 +1,168 @@
+//! Elementary functions and roundings from formulas of our own, so that bits do not depend on the platform's libm.
+
+/// Nearest bf16, ties to even, as an f32. Infinities and NaN stay.
+#[inline(always)]
+pub(crate) fn round_bf16(x: f32) -> f32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000;
+    f32::from_bits(if x.is_nan() { bits } else { rounded })
+}
+
+/// Nearest f16, ties to even, as an f32; too large becomes infinite.
+#[inline]
+pub(crate) fn round_f16(x: f32) -> f32 {
+    half::f16::from_f32(x).to_f32()
+}
+
+/// `e^x` to about 1.5 units in the last place: 2^n times a degree-7 Taylor polynomial on `|r| <= ln(2)/2`, with
+/// Cody and Waite's two-part reduction. Branch-free, products and sums rounded one by one.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    // Beyond these e^x is 0 or infinite in f32; the clamp keeps 2^n in range.
+    let clamped = x.clamp(-104.0, 89.0);
+    // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer without a library call.
+    const ROUND: f32 = 12_582_912.0;
+    let n = (clamped * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
+    let mut p = 1.0 / 5040.0;
+    p = p * r + 1.0 / 720.0;
+    p = p * r + 1.0 / 120.0;
+    p = p * r + 1.0 / 24.0;
+    p = p * r + 1.0 / 6.0;
+    p = p * r + 0.5;
+    p = p * r * r + r + 1.0;
+    // Two factors, because 2^n alone leaves the range of normal f32 at both ends.
+    let half = (n as i32) >> 1;
+    let power = |e: i32| f32::from_bits(((e + 127) as u32) << 23);
+    let value = p * power(half) * power(n as i32 - half);
+    if x < -104.0 {
+        0.0
+    } else if x > 89.0 {
+        f32::INFINITY
+    } else {
+        value
+    }
+}
+
+/// `x / (1 + e^-x)`.
+#[inline(always)]
+pub(crate) fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+/// Nearest fp8 E4M3 number for `|x| <= 448`, ties to even.
+#[inline]
+pub(crate) fn round_e4m3(x: f32) -> f32 {
+    if x.abs() >= 0.015_625 {
+        let bits = x.to_bits();
+        f32::from_bits(bits.wrapping_add(0x7_ffff + ((bits >> 20) & 1)) & !0xf_ffff)
+    } else {
+        // Subnormal: steps of 2^-9.
+        (x * 512.0).round_ties_even() / 512.0
+    }
+}
+
+/// Nearest fp4 E2M1 number, ties to the even code, saturating at 6 (compressed-tensors' `cast_to_fp4`).
+#[inline]
+pub(crate) fn round_e2m1(x: f32) -> f32 {
+    let magnitude = x.abs();
+    let rounded = if magnitude <= 0.25 {
+        0.0
+    } else if magnitude < 0.75 {
+        0.5
+    } else if magnitude <= 1.25 {
+        1.0
+    } else if magnitude < 1.75 {
+        1.5
+    } else if magnitude <= 2.5 {
+        2.0
+    } else if magnitude < 3.5 {
+        3.0
+    } else if magnitude <= 5.0 {
+        4.0
+    } else {
+        6.0
+    };
+    if x < 0.0 { -rounded } else { rounded }
+}
+
+/// Value of an fp8 E4M3 (fn) code.
+pub(crate) fn e4m3(code: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
+    let magnitude = match (exponent, code & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => mantissa / 512.0,
+        _ => (1.0 + mantissa / 8.0) * f32::from_bits(((exponent - 7 + 127) as u32) << 23),
+    };
+    if code & 0x80 != 0 { -magnitude } else { magnitude }
+}
+
+/// Value of an fp4 E2M1 code.
+pub(crate) fn e2m1(code: u8) -> f32 {
+    const MAGNITUDES: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+    let magnitude = MAGNITUDES[usize::from(code & 7)];
+    if code & 8 != 0 { -magnitude } else { magnitude }
+}
+
+/// `2^(code - 127)` rounded to bf16: what compressed-tensors makes of an E8M0 scale.
+pub(crate) fn e8m0(code: u8) -> f32 {
+    match code {
+        0 => f32::from_bits(0x0040_0000),
+        255 => f32::INFINITY,
+        _ => f32::from_bits(u32::from(code) << 23),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_close_to_the_true_value_everywhere() {
+        let mut worst: f64 = 0.0;
+        let mut x = -87.0_f32;
+        while x < 88.0 {
+            let truth = libm::exp(f64::from(x));
+            worst = worst.max((f64::from(exp(x)) - truth).abs() / truth);
+            x += 0.000_93;
+        }
+        assert!(worst < 2e-7, "{worst:e}");
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(-200.0), 0.0);
+        assert_eq!(exp(200.0), f32::INFINITY);
+        assert!(exp(f32::NAN).is_nan());
+        assert!((f64::from(exp(-100.0)) / libm::exp(-100.0) - 1.0).abs() < 0.02, "subnormal result");
+    }
+
+    #[test]
+    fn bf16_rounding_is_that_of_the_half_crate() {
+        for high in 0..=0xffff_u32 {
+            for low in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                let x = f32::from_bits(high << 16 | low);
+                let expected = half::bf16::from_f32(x).to_f32();
+                let found = round_bf16(x);
+                assert!(
+                    found.to_bits() == expected.to_bits() || (found.is_nan() && expected.is_nan()),
+                    "{x:e}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn e4m3_rounding_finds_the_nearest_code() {
+        let codes: Vec<f32> = (0..127).map(e4m3).collect();
+        for index in 0..codes.len() - 1 {
+            let (below, above) = (codes[index], codes[index + 1]);
+            assert_eq!(round_e4m3(below), below);
+            let middle = (below + above) / 2.0;
+            let even = if index % 2 == 0 { below } else { above };
+            assert_eq!(round_e4m3(middle), even, "a tie between {below} and {above}");
+            assert_eq!(round_e4m3(f32::from_bits(middle.to_bits() - 1)), below);
+            assert_eq!(round_e4m3(-f32::from_bits(middle.to_bits() + 1)), -above);
+        }
+    }
+}

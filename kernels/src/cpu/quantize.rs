@@ -1,0 +1,296 @@
+//! Activation quantization: as compressed-tensors does it in f32 (values), and as serving kernels do it (codes).
+//!
+//! Formulas: compressed-tensors `quantization/utils/helpers.py` (`calculate_qparams`) and
+//! `quantization/lifecycle/forward.py` (`fake_quantize`); kernels after vLLM. NUMERICS.md lists them side by side.
+
+use std::ops::Range;
+
+use ctq_model::matrix::Code;
+use ctq_model::scheme::{Activation, ActivationScale, ActivationSharing};
+use rayon::prelude::*;
+
+use crate::Compute;
+use crate::backend::{Quantizer, Treatment};
+use crate::cpu::CpuBuffer;
+use crate::cpu::math::{round_bf16, round_e2m1, round_e4m3};
+use crate::cpu::panel::Rows;
+
+/// Inputs of linears after their treatment.
+#[derive(Clone, Debug)]
+pub struct CpuOperand {
+    pub(crate) k: usize,
+    /// [rows, k]: operands, or codes without their zero point.
+    pub(crate) values: Vec<f32>,
+    pub(crate) kind: OperandKind,
+}
+
+/// What the values of an operand are.
+#[derive(Clone, Debug)]
+pub(crate) enum OperandKind {
+    /// Values to multiply with decompressed weights.
+    Values,
+    /// Codes; `scales` is [rows, k / segment] and multiplies the sums of a segment.
+    Codes { activation: Activation, segment: usize, scales: Vec<f32> },
+    /// Codes times their local scale, exact; everything is divided by `global` at the end.
+    Scaled { activation: Activation, global: f32 },
+}
+
+impl CpuOperand {
+    /// Some of the rows, as the register-blocked kernel takes them.
+    pub(crate) fn range(&self, rows: Range<usize>) -> Rows<'_, f32> {
+        Rows {
+            values: &self.values[rows.start * self.k..rows.end * self.k],
+            stride: self.k,
+            count: rows.len(),
+        }
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.values.len().checked_div(self.k).unwrap_or(0)
+    }
+}
+
+pub(crate) fn prepare(
+    x: &CpuBuffer,
+    treatment: &Treatment,
+    compute: Compute,
+    windows: &[Range<usize>],
+) -> CpuOperand {
+    let k = x.width;
+    match treatment {
+        Treatment::Plain => {
+            let mut values = x.values.clone();
+            round_operands(&mut values, compute);
+            CpuOperand { k, values, kind: OperandKind::Values }
+        }
+        Treatment::FakeQuantized(quantizer) => {
+            let mut buffer = x.clone();
+            fake_quantize(&mut buffer, quantizer, k, windows);
+            round_operands(&mut buffer.values, compute);
+            CpuOperand { k, values: buffer.values, kind: OperandKind::Values }
+        }
+        Treatment::Exact(quantizer) => exact(x, quantizer, windows),
+    }
+}
+
+fn round_operands(values: &mut [f32], compute: Compute) {
+    match compute {
+        Compute::F32 => {}
+        Compute::Bf16 => values.par_iter_mut().for_each(|value| *value = round_bf16(*value)),
+    }
+}
+
+/// Runs of a row that share a scale, and rows that do.
+fn run_length(activation: &Activation, width: usize, head_dim: usize) -> usize {
+    match activation.sharing {
+        ActivationSharing::Tensor | ActivationSharing::Token => width,
+        ActivationSharing::Group { size } => size,
+        ActivationSharing::Head => head_dim,
+    }
+}
+
+/// Quantizes and dequantizes in place, in f32.
+pub(crate) fn fake_quantize(
+    x: &mut CpuBuffer,
+    quantizer: &Quantizer,
+    head_dim: usize,
+    windows: &[Range<usize>],
+) {
+    let width = x.width;
+    let activation = quantizer.activation;
+    let length = run_length(&activation, width, head_dim);
+    for window in windows {
+        let rows = &mut x.values[window.start * width..window.end * width];
+        let whole = match activation.sharing {
+            ActivationSharing::Tensor => Some(range_of(rows)),
+            ActivationSharing::Token | ActivationSharing::Group { .. } | ActivationSharing::Head => None,
+        };
+        rows.par_chunks_mut(width).for_each(|row| {
+            let stored_heads = quantizer.scales.len() > 1;
+            let length = if stored_heads { head_dim } else { length };
+            for (index, run) in row.chunks_mut(length).enumerate() {
+                let parameters = match activation.scale {
+                    ActivationScale::Static => {
+                        let scale = quantizer.scales[if stored_heads { index } else { 0 }];
+                        Parameters { scale, zero: quantizer.zero }
+                    }
+                    ActivationScale::Dynamic | ActivationScale::Local | ActivationScale::PowerOfTwo => {
+                        library(quantizer, whole.unwrap_or_else(|| range_of(run)))
+                    }
+                };
+                for value in run {
+                    let code = quantize(activation, parameters, *value);
+                    *value = (code - parameters.zero) * parameters.scale;
+                }
+            }
+        });
+    }
+}
+
+/// Scale and zero point of one run.
+#[derive(Clone, Copy, Debug)]
+struct Parameters {
+    scale: f32,
+    zero: f32,
+}
+
+/// Smallest and largest value.
+fn range_of(run: &[f32]) -> (f32, f32) {
+    run.iter()
+        .fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), value| (low.min(*value), high.max(*value)))
+}
+
+/// Range of codes.
+fn code_range(code: Code) -> (f32, f32) {
+    match code {
+        Code::Int { bits } => {
+            let half = f32::from(1_u16 << (bits - 1));
+            (-half, half - 1.0)
+        }
+        Code::E2m1 => (-6.0, 6.0),
+        Code::E4m3 | Code::Bf16 | Code::F16 | Code::F32 => (-448.0, 448.0),
+    }
+}
+
+fn round_code(code: Code, value: f32) -> f32 {
+    match code {
+        Code::Int { .. } => value.round_ties_even(),
+        Code::E2m1 => round_e2m1(value),
+        Code::E4m3 | Code::Bf16 | Code::F16 | Code::F32 => round_e4m3(value),
+    }
+}
+
+/// `round(clamp(x / scale + zero))`.
+fn quantize(activation: Activation, parameters: Parameters, x: f32) -> f32 {
+    let (low, high) = code_range(activation.code);
+    round_code(activation.code, (x / parameters.scale + parameters.zero).clamp(low, high))
+}
+
+/// Parameters as compressed-tensors finds them, activations f32.
+fn library(quantizer: &Quantizer, (low, high): (f32, f32)) -> Parameters {
+    let activation = quantizer.activation;
+    let (low, high) = (low.min(0.0), high.max(0.0));
+    let (code_low, code_high) = code_range(activation.code);
+    // Machine epsilon of f32 stands in for a scale of zero.
+    let or_epsilon = |scale: f32| if scale == 0.0 { f32::EPSILON } else { scale };
+    if !activation.symmetric {
+        let scale = (high - low) / (code_high - code_low);
+        let zero = (code_low - low / scale).clamp(code_low, code_high).round_ties_even();
+        return Parameters { scale: or_epsilon(scale), zero: if zero.is_nan() { 0.0 } else { zero } };
+    }
+    let largest = (-low).max(high);
+    let scale = match activation.scale {
+        ActivationScale::Local => local_scale(quantizer, largest) / quantizer.global_scale,
+        ActivationScale::PowerOfTwo => power_of_two(activation.code, largest),
+        ActivationScale::Dynamic | ActivationScale::Static => {
+            or_epsilon(largest / ((code_high - code_low) / 2.0))
+        }
+    };
+    Parameters { scale, zero: 0.0 }
+}
+
+/// NVFP4: the group's scale in fp8, under the global scale.
+fn local_scale(quantizer: &Quantizer, largest: f32) -> f32 {
+    let scale = round_e4m3((quantizer.global_scale * (largest / 6.0)).clamp(-448.0, 448.0));
+    if scale == 0.0 { 0.125 } else { scale }
+}
+
+/// MX: the largest magnitude rounded to a power of two at the first (of fp4 and fp8) mantissa bit, over the largest
+/// power of two of the code.
+fn power_of_two(code: Code, largest: f32) -> f32 {
+    let rounded = largest.to_bits().wrapping_add(1 << 21) & 0xff80_0000;
+    let offset = match code {
+        Code::E4m3 => 8,
+        Code::E2m1 | Code::Int { .. } | Code::Bf16 | Code::F16 | Code::F32 => 2,
+    };
+    let exponent = ((rounded >> 23) as i32 - offset).clamp(0, 255);
+    match exponent {
+        0 => f32::from_bits(0x0040_0000),
+        _ => f32::from_bits((exponent as u32) << 23),
+    }
+}
+
+/// Codes and scales as a serving kernel has them.
+fn exact(x: &CpuBuffer, quantizer: &Quantizer, windows: &[Range<usize>]) -> CpuOperand {
+    let activation = quantizer.activation;
+    let width = x.width;
+    match activation.scale {
+        ActivationScale::Local | ActivationScale::PowerOfTwo => {
+            let mut values = x.values.clone();
+            let length = run_length(&activation, width, width);
+            values.par_chunks_mut(length).for_each(|run| {
+                let range = range_of(run);
+                let parameters = library(quantizer, range);
+                // The code is the library's; what multiplies it is the fp8 scale alone.
+                let largest = (-range.0.min(0.0)).max(range.1.max(0.0));
+                let scale = match activation.scale {
+                    ActivationScale::Local => local_scale(quantizer, largest),
+                    ActivationScale::PowerOfTwo | ActivationScale::Static | ActivationScale::Dynamic => {
+                        parameters.scale
+                    }
+                };
+                for value in run {
+                    *value = quantize(activation, parameters, *value) * scale;
+                }
+            });
+            let global = match activation.scale {
+                ActivationScale::Local => quantizer.global_scale,
+                ActivationScale::PowerOfTwo | ActivationScale::Static | ActivationScale::Dynamic => 1.0,
+            };
+            CpuOperand { k: width, values, kind: OperandKind::Scaled { activation, global } }
+        }
+        ActivationScale::Static | ActivationScale::Dynamic => codes(x, quantizer, windows),
+    }
+}
+
+fn codes(x: &CpuBuffer, quantizer: &Quantizer, windows: &[Range<usize>]) -> CpuOperand {
+    let activation = quantizer.activation;
+    let width = x.width;
+    let segment = run_length(&activation, width, width);
+    let mut values = x.values.clone();
+    let mut scales = vec![0.0; values.len() / segment.max(1)];
+    for window in windows {
+        let rows = window.start * width..window.end * width;
+        let whole = match activation.sharing {
+            ActivationSharing::Tensor => Some(range_of(&values[rows.clone()])),
+            ActivationSharing::Token | ActivationSharing::Group { .. } | ActivationSharing::Head => None,
+        };
+        let scales = &mut scales[rows.start / segment..rows.end / segment];
+        values[rows].par_chunks_mut(segment).zip(scales).for_each(|(run, scale)| {
+            let parameters = match activation.scale {
+                ActivationScale::Static => Parameters { scale: quantizer.scales[0], zero: quantizer.zero },
+                ActivationScale::Dynamic | ActivationScale::Local | ActivationScale::PowerOfTwo => {
+                    kernel(activation, whole.unwrap_or_else(|| range_of(run)))
+                }
+            };
+            *scale = parameters.scale;
+            for value in run {
+                *value = kernel_code(activation, parameters, *value) - parameters.zero;
+            }
+        });
+    }
+    CpuOperand { k: width, values, kind: OperandKind::Codes { activation, segment, scales } }
+}
+
+/// Parameters as serving kernels find them: int8 over 127, fp8 over 448, asymmetric over the whole range of codes.
+fn kernel(activation: Activation, (low, high): (f32, f32)) -> Parameters {
+    let (code_low, code_high) = code_range(activation.code);
+    let or_epsilon = |scale: f32| if scale == 0.0 { f32::EPSILON } else { scale };
+    if activation.symmetric {
+        let largest = (-low).max(high).max(0.0);
+        return Parameters { scale: or_epsilon(largest / code_high), zero: 0.0 };
+    }
+    let scale = or_epsilon((high - low) / (code_high - code_low));
+    Parameters { scale, zero: (code_low - low / scale).round_ties_even() }
+}
+
+/// Kernels round before they add the zero point.
+fn kernel_code(activation: Activation, parameters: Parameters, x: f32) -> f32 {
+    let (low, high) = code_range(activation.code);
+    match activation.code {
+        Code::Int { .. } => ((x / parameters.scale).round_ties_even() + parameters.zero).clamp(low, high),
+        Code::E4m3 | Code::E2m1 | Code::Bf16 | Code::F16 | Code::F32 => {
+            round_code(activation.code, (x / parameters.scale).clamp(low, high))
+        }
+    }
+}

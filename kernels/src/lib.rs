@@ -1,0 +1,21 @@
+//! The operations of a transformer on packed weights, once per backend.
+//!
+//! [`Backend`] is the trait: about a dozen coarse operations over opaque buffers. [`cpu::Cpu`] is the backend that is
+//! always there and whose scalar arithmetic is the definition; [`Sharded`] makes several backends look like one, which
+//! is all that tensor parallelism is. Every formula and rounding point is written down in NUMERICS.md.
+//!
+//! Knows tiles, shapes and arithmetic; knows neither models nor files.
+
+mod backend;
+pub mod cpu;
+mod numerics;
+mod rotation;
+mod sharded;
+
+pub use backend::{
+    AttentionShape, Backend, BackendIdentity, HeadTiles, KernelError, Pieces, Quantizer, Treatment,
+    VOCABULARY_TILE,
+};
+pub use numerics::{Compute, NUMERICS_REVISION};
+pub use rotation::Rotation;
+pub use sharded::Sharded;

@@ -1,0 +1,225 @@
+//! Several backends that look like one: tensor parallelism by output rows.
+//!
+//! Every matrix is cut along its output rows at multiples of 16, attention along its heads; what each rank computed
+//! is gathered side by side and every rank goes on with a whole copy. No sum crosses a rank, so one rank and many
+//! give the same bits.
+
+use std::ops::Range;
+
+use ctq_container::TiledMatrix;
+use rayon::prelude::*;
+
+use crate::backend::{
+    AttentionShape, Backend, BackendIdentity, HeadTiles, KernelError, Pieces, Quantizer, Treatment,
+};
+use crate::{Compute, Rotation};
+
+/// Ranks of one model, in one process.
+#[derive(Clone, Debug)]
+pub struct Sharded<B> {
+    ranks: Vec<B>,
+}
+
+/// A matrix cut by rows: what each rank holds, and where its rows begin.
+#[derive(Debug)]
+pub struct ShardedMatrix<M> {
+    shards: Vec<(usize, M)>,
+    rows: usize,
+}
+
+impl<B: Backend> Sharded<B> {
+    /// One rank for each backend.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn new(ranks: Vec<B>) -> Sharded<B> {
+        assert!(!ranks.is_empty(), "a model needs at least one rank");
+        Sharded { ranks }
+    }
+
+    fn each<T: Send>(&self, run: impl Fn(usize, &B) -> T + Sync) -> Vec<T> {
+        self.ranks.par_iter().enumerate().map(|(index, rank)| run(index, rank)).collect()
+    }
+
+    /// Puts the ranks' columns side by side, a copy for every rank.
+    fn all_gather(&self, parts: &[B::Buffer]) -> Vec<B::Buffer> {
+        let parts: Vec<&B::Buffer> = parts.iter().collect();
+        self.each(|_, rank| rank.concatenate(&parts))
+    }
+}
+
+/// Rank `index`'s part of `count` things in pieces of `piece`: contiguous, as even as pieces allow.
+fn share(count: usize, piece: usize, index: usize, ranks: usize) -> Range<usize> {
+    let pieces = count.div_ceil(piece);
+    let cut = |index: usize| (index * pieces / ranks * piece).min(count);
+    cut(index)..cut(index + 1)
+}
+
+impl<B: Backend> Backend for Sharded<B> {
+    type Matrix = ShardedMatrix<B::Matrix>;
+    type Buffer = Vec<B::Buffer>;
+    type Operand = Vec<B::Operand>;
+
+    fn identity(&self) -> BackendIdentity {
+        self.ranks[0].identity()
+    }
+
+    fn matrix(&self, matrix: &TiledMatrix, rows: Range<usize>, pieces: Pieces) -> Self::Matrix {
+        let shards = self.each(|index, rank| {
+            let part = share(rows.len(), pieces.rows(), index, self.ranks.len());
+            (part.start, rank.matrix(matrix, rows.start + part.start..rows.start + part.end, pieces))
+        });
+        ShardedMatrix { shards, rows: rows.len() }
+    }
+
+    fn rows(&self, matrix: &Self::Matrix) -> usize {
+        matrix.rows
+    }
+
+    fn upload(&self, width: usize, values: &[f32]) -> Self::Buffer {
+        self.each(|_, rank| rank.upload(width, values))
+    }
+
+    fn download(&self, buffer: &Self::Buffer) -> Vec<f32> {
+        self.ranks[0].download(&buffer[0])
+    }
+
+    fn embed(&self, table: &Self::Matrix, ids: &[u32]) -> Self::Buffer {
+        // Each rank looks up the ids it holds; a row comes whole from one rank.
+        let mut width = 0;
+        let mut rows = vec![Vec::new(); ids.len()];
+        for (index, (rank, (first, shard))) in self.ranks.iter().zip(&table.shards).enumerate() {
+            let end = table.shards.get(index + 1).map_or(table.rows, |(next, _)| *next);
+            let held: Vec<usize> =
+                (0..ids.len()).filter(|i| (*first..end).contains(&(ids[*i] as usize))).collect();
+            if held.is_empty() {
+                continue;
+            }
+            let wanted: Vec<u32> = held.iter().map(|i| ids[*i]).collect();
+            let values = rank.download(&rank.embed(shard, &wanted));
+            width = values.len() / wanted.len();
+            for (index, row) in held.into_iter().zip(values.chunks_exact(width)) {
+                rows[index] = row.to_vec();
+            }
+        }
+        self.upload(width, &rows.concat())
+    }
+
+    fn norm(&self, x: &Self::Buffer, weight: &[f32], epsilon: f32) -> Self::Buffer {
+        self.each(|index, rank| rank.norm(&x[index], weight, epsilon))
+    }
+
+    fn prepare(
+        &self,
+        x: &Self::Buffer,
+        treatment: &Treatment,
+        compute: Compute,
+        windows: &[Range<usize>],
+    ) -> Self::Operand {
+        self.each(|index, rank| rank.prepare(&x[index], treatment, compute, windows))
+    }
+
+    fn linear(
+        &self,
+        x: &Self::Operand,
+        weight: &Self::Matrix,
+        bias: Option<&[f32]>,
+        compute: Compute,
+    ) -> Result<Self::Buffer, KernelError> {
+        let parts = self.each(|index, rank| rank.linear(&x[index], &weight.shards[index].1, bias, compute));
+        Ok(self.all_gather(&parts.into_iter().collect::<Result<Vec<_>, _>>()?))
+    }
+
+    fn fake_quantize(
+        &self,
+        x: &mut Self::Buffer,
+        quantizer: &Quantizer,
+        head_dim: usize,
+        windows: &[Range<usize>],
+    ) {
+        for (rank, x) in self.ranks.iter().zip(x) {
+            rank.fake_quantize(x, quantizer, head_dim, windows);
+        }
+    }
+
+    fn rotate(&self, x: &mut Self::Buffer, rotation: &Rotation, windows: &[Range<usize>]) {
+        for (rank, x) in self.ranks.iter().zip(x) {
+            rank.rotate(x, rotation, windows);
+        }
+    }
+
+    fn attend(
+        &self,
+        q: &Self::Buffer,
+        k: &Self::Buffer,
+        v: &Self::Buffer,
+        shape: &AttentionShape,
+        heads: Range<usize>,
+        compute: Compute,
+        windows: &[Range<usize>],
+    ) -> Self::Buffer {
+        let parts = self.each(|index, rank| {
+            let part = share(heads.len(), 1, index, self.ranks.len());
+            let part = heads.start + part.start..heads.start + part.end;
+            rank.attend(&q[index], &k[index], &v[index], shape, part, compute, windows)
+        });
+        self.all_gather(&parts)
+    }
+
+    fn gate(&self, gate: &Self::Buffer, up: &Self::Buffer) -> Self::Buffer {
+        self.each(|index, rank| rank.gate(&gate[index], &up[index]))
+    }
+
+    fn add(&self, x: &mut Self::Buffer, y: &Self::Buffer) {
+        for (index, (rank, x)) in self.ranks.iter().zip(x).enumerate() {
+            rank.add(x, &y[index]);
+        }
+    }
+
+    fn first_non_finite(&self, x: &Self::Buffer) -> Option<usize> {
+        self.ranks[0].first_non_finite(&x[0])
+    }
+
+    fn gather(&self, x: &Self::Buffer, rows: &[u32]) -> Self::Buffer {
+        self.each(|index, rank| rank.gather(&x[index], rows))
+    }
+
+    fn scatter_add(&self, x: &mut Self::Buffer, y: &Self::Buffer, rows: &[u32], weights: &[f32]) {
+        for (index, (rank, x)) in self.ranks.iter().zip(x).enumerate() {
+            rank.scatter_add(x, &y[index], rows, weights);
+        }
+    }
+
+    fn concatenate(&self, parts: &[&Self::Buffer]) -> Self::Buffer {
+        self.each(|index, rank| rank.concatenate(&parts.iter().map(|part| &part[index]).collect::<Vec<_>>()))
+    }
+
+    fn head(
+        &self,
+        x: &Self::Operand,
+        head: &Self::Matrix,
+        vocabulary: Range<usize>,
+        targets: &[Option<u32>],
+        compute: Compute,
+    ) -> Result<HeadTiles, KernelError> {
+        let parts = self.each(|index, rank| {
+            let (first, shard) = &head.shards[index];
+            let end = first + rank.rows(shard);
+            let part = vocabulary.start.clamp(*first, end)..vocabulary.end.clamp(*first, end);
+            let local = part.start - first..part.end - first;
+            let targets: Vec<Option<u32>> =
+                targets.iter().map(|t| t.and_then(|t| t.checked_sub(*first as u32))).collect();
+            rank.head(&x[index], shard, local, &targets, compute)
+        });
+        let parts = parts.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let tiles = parts.iter().map(|part| part.tiles).sum();
+        let mut all = HeadTiles { tiles, partials: Vec::new(), targets: Vec::new() };
+        for row in 0..targets.len() {
+            for part in &parts {
+                all.partials.extend(&part.partials[row * part.tiles..(row + 1) * part.tiles]);
+            }
+            all.targets.push(parts.iter().find_map(|part| part.targets.get(row).copied().flatten()));
+        }
+        Ok(all)
+    }
+}

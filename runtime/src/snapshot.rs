@@ -1,0 +1,93 @@
+//! The hidden states of a group between two layers, kept on disk so that a killed run goes on where it was.
+//!
+//! A snapshot belongs to a key that the caller makes of everything the states depend on. A damaged or foreign file is
+//! no snapshot: the run starts the group again.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+
+/// Hidden states of a group before layer `layer`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Snapshot {
+    /// Layers that are done.
+    pub layer: usize,
+    /// [rows, hidden].
+    pub hidden: Vec<f32>,
+}
+
+const MAGIC: &[u8; 8] = b"ctqsnap1";
+
+impl Snapshot {
+    /// Writes the snapshot beside `path` and renames it there.
+    ///
+    /// # Errors
+    /// Where the file cannot be written.
+    pub fn save(&self, path: &Path, key: &str) -> Result<()> {
+        let write = || -> std::io::Result<()> {
+            let folder = path.parent().unwrap_or(Path::new("."));
+            fs::create_dir_all(folder)?;
+            let mut file = tempfile::NamedTempFile::new_in(folder)?;
+            let body: Vec<u8> = self.hidden.iter().flat_map(|value| value.to_le_bytes()).collect();
+            file.write_all(MAGIC)?;
+            file.write_all(&digest(key, self.layer, &body))?;
+            file.write_all(&(self.layer as u64).to_le_bytes())?;
+            file.write_all(&body)?;
+            file.as_file().sync_all()?;
+            file.persist(path)?;
+            Ok(())
+        };
+        write().map_err(|source| Error::Snapshot { path: path.to_owned(), source })
+    }
+
+    /// Reads a snapshot; `None` where there is none, or none of this key.
+    pub fn load(path: &Path, key: &str) -> Option<Snapshot> {
+        let bytes = fs::read(path).ok()?;
+        let rest = bytes.strip_prefix(MAGIC.as_slice())?;
+        let (checksum, rest) = rest.split_at_checked(32)?;
+        let (layer, body) = rest.split_at_checked(8)?;
+        let layer = u64::from_le_bytes(layer.try_into().ok()?) as usize;
+        if checksum != digest(key, layer, body) || body.len() % 4 != 0 {
+            return None;
+        }
+        let hidden = body.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes")));
+        Some(Snapshot { layer, hidden: hidden.collect() })
+    }
+}
+
+fn digest(key: &str, layer: usize, body: &[u8]) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    hasher.update((key.len() as u64).to_le_bytes());
+    hasher.update(key);
+    hasher.update((layer as u64).to_le_bytes());
+    hasher.update(body);
+    hasher.finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_comes_back_bit_for_bit_and_only_to_its_key() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("group-0.snapshot");
+        let snapshot = Snapshot { layer: 3, hidden: vec![1.5, -0.0, f32::MIN_POSITIVE / 4.0] };
+        snapshot.save(&path, "key").expect("saved");
+        let loaded = Snapshot::load(&path, "key").expect("loaded");
+        let bits = |s: &Snapshot| s.hidden.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        assert_eq!((loaded.layer, bits(&loaded)), (3, bits(&snapshot)));
+        assert_eq!(Snapshot::load(&path, "other"), None);
+
+        let mut bytes = fs::read(&path).expect("read");
+        *bytes.last_mut().expect("not empty") ^= 1;
+        fs::write(&path, &bytes).expect("written");
+        assert_eq!(Snapshot::load(&path, "key"), None);
+        fs::write(&path, &bytes[..20]).expect("written");
+        assert_eq!(Snapshot::load(&path, "key"), None);
+    }
+}

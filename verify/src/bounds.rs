@@ -1,0 +1,19 @@
+//! How far apart runtime and reference may be. All bounds of `verify`, in one place.
+//!
+//! The runtime computes in f32, the reference in f64. A plain f32 chain leaves about 1e-6 after a layer; an error in
+//! a formula, a scale or a layout leaves 1e-3 or more. The bounds stand between the two.
+
+/// Relative error (Frobenius) of a layer's output, activations not quantized, compute f32.
+pub const LAYER: f64 = 1e-5;
+
+/// Relative error of a position's output, the median of all positions, activations quantized.
+///
+/// Rounding is discontinuous: one activation within 1e-7 of a boundary moves its position by 1e-3, so single
+/// positions prove nothing and the median does.
+pub const LAYER_MEDIAN: f64 = 2e-3;
+
+/// Relative error (Frobenius) of free-running logits, activations not quantized.
+pub const LOGITS: f64 = 1e-4;
+
+/// Difference of the mean nll of free-running logits in nats, activations not quantized.
+pub const NLL: f64 = 1e-5;
