@@ -158,7 +158,9 @@ def telling_global_scale(case, stored, generator):
 def every_code(case, stored, generator):
     """All sixteen fp4 codes under every scale."""
     raw = stored["weight_packed"].view(torch.uint8)
-    raw.copy_(torch.tensor([2 * i + 16 * (2 * i + 1) for i in range(8)], dtype=torch.uint8).repeat(raw.numel() // 8).view(raw.shape))
+    raw.copy_(
+        torch.tensor([2 * i + 16 * (2 * i + 1) for i in range(8)], dtype=torch.uint8).repeat(raw.numel() // 8).view(raw.shape)
+    )
 
 
 def no_global_scale(case, stored, generator):
