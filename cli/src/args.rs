@@ -25,17 +25,20 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
 }
 
+/// Where the options of every command stand in their help: apart from those of the command itself.
+const MESSAGES: &str = "Messages";
+
 /// How much is said, and where.
 #[derive(Debug, Args)]
 pub(crate) struct OutputOptions {
     /// Say nothing but results, warnings and errors.
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = MESSAGES)]
     pub(crate) quiet: bool,
     /// Say more: files, groups, memory.
-    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    #[arg(short, long, global = true, help_heading = MESSAGES, conflicts_with = "quiet")]
     pub(crate) verbose: bool,
     /// Write everything that is said, with times, to a file too.
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, help_heading = MESSAGES, value_name = "FILE")]
     pub(crate) log: Option<PathBuf>,
 }
 
@@ -60,7 +63,8 @@ pub(crate) enum Command {
 /// Options of whatever reads a model.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct ModelOptions {
-    /// Take a key of config.json that ctq does not know not to change the numbers. May be given several times.
+    /// Go on although ctq does not know this key of config.json: it does not change the numbers. May be given several
+    /// times.
     #[arg(long, value_name = "KEY")]
     pub(crate) accept_config_key: Vec<String>,
 }
@@ -137,8 +141,8 @@ pub(crate) enum ActsChoice {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct EvalOptions {
-    /// Checkpoints or containers.
-    #[arg(required = true, value_name = "PATH")]
+    /// Checkpoints or containers; several give one table.
+    #[arg(value_name = "PATH")]
     pub(crate) paths: Vec<PathBuf>,
     #[command(flatten)]
     pub(crate) protocol: ProtocolOptions,

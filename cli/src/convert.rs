@@ -7,6 +7,7 @@ use ctq_model::{Checkpoint, Inventory};
 
 use crate::args::ConvertOptions;
 use crate::exit::Verdict;
+use crate::open::warn_of_unused;
 use crate::progress::{Progress, Unit};
 use crate::report::{self, Report};
 use crate::{interrupt, machine};
@@ -14,6 +15,7 @@ use crate::{interrupt, machine};
 pub(crate) fn run(options: &ConvertOptions, report: &Report) -> anyhow::Result<Verdict> {
     let source = Checkpoint::open(&options.input)?;
     let inventory = Inventory::read(&source, &options.model.accept_config_key)?;
+    warn_of_unused(&options.input, &inventory, report);
     let started = Instant::now();
     let flag = interrupt::flag();
     let settings = ctq_convert::Options {
@@ -50,10 +52,10 @@ pub(crate) fn run(options: &ConvertOptions, report: &Report) -> anyhow::Result<V
         accounting.file.per_weight(),
         accounting.container.unwrap_or_default().per_weight(),
         accounting.vram_gb()
-    ));
+    ))?;
     if !manifest.left_out.is_empty() {
         report.note(&format!(
-            "{} tensors are not part of the text model and were left out; their hashes are in ctq.json",
+            "tensors that are not part of the text model, left out: {}; their hashes are in ctq.json",
             manifest.left_out.len()
         ));
     }

@@ -5,9 +5,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use comfy_table::{CellAlignment, Table, presets};
-use ctq_container::Overwrite;
+use ctq_container::{Container, Overwrite};
 use ctq_eval::record::Status;
 use ctq_eval::statistics::paired;
 use ctq_model::{Checkpoint, Inventory};
@@ -18,6 +18,7 @@ use crate::args::{
 use crate::eval::{Evaluated, Question, evaluate};
 use crate::exit::Verdict;
 use crate::report::{self, Report};
+use crate::score::ResumeState;
 use crate::{interrupt, machine, verify};
 
 /// One bundled checkpoint: its name and its files.
@@ -72,16 +73,20 @@ pub(crate) fn run(options: &DemoOptions, report: &Report) -> anyhow::Result<Verd
         }
         let container = keep.join(bundled.name);
         convert(&source, &container, options)?;
-        let passed = verify::verify_path(&container, report)?.passed;
-        let (evaluated, _) = evaluate(&container, &question, &evaluation, 0, report);
+        let passed = verify::verify_path(&container, &source, report)?.passed;
+        let (evaluated, outcome) = evaluate(&container, &question, &evaluation, 0, report);
+        if outcome == Verdict::Unfinished {
+            return Ok(outcome);
+        }
+        evaluated.iter().filter_map(|evaluated| evaluated.kept.as_ref()).for_each(ResumeState::forget);
         rows.extend(evaluated.into_iter().map(|evaluated| Row { evaluated, passed }));
     }
-    report::result(&table(&rows));
+    report::result(&table(&rows))?;
     if options.keep.is_some() {
-        report::result(&format!("containers: {}", keep.display()));
+        report::result(&format!("containers: {}", keep.display()))?;
     }
     let good = rows.iter().all(|row| row.passed && row.evaluated.record.status == Status::Ok);
-    report::result(if good { "verdict: PASSED" } else { "verdict: FAILED" });
+    report::result(if good { "verdict: PASSED" } else { "verdict: FAILED" })?;
     Ok(if good { Verdict::Good } else { Verdict::Failed })
 }
 
@@ -106,13 +111,26 @@ fn evaluation(text: PathBuf, options: &DemoOptions) -> EvalOptions {
     }
 }
 
+/// Converts, unless an earlier demo has left this very container there.
 fn convert(source: &Path, container: &Path, options: &DemoOptions) -> anyhow::Result<()> {
     let checkpoint = Checkpoint::open(source)?;
+    let overwrite = match Container::open(container) {
+        Ok(earlier) => {
+            let same = ctq_convert::source_record(&checkpoint)?.fingerprint;
+            if earlier.manifest().source.fingerprint != same {
+                bail!("{}: another container is there; give another folder to --keep", container.display());
+            }
+            return Ok(());
+        }
+        // A demo that was killed: its checkpoint was a temporary one, so that it cannot go on.
+        Err(ctq_container::Error::HalfWritten { .. }) => Overwrite::Replace,
+        Err(_) => Overwrite::Refuse,
+    };
     let inventory = Inventory::read(&checkpoint, &[])?;
     let flag = interrupt::flag();
     let settings = ctq_convert::Options {
         threads: options.threads.unwrap_or_else(machine::threads),
-        overwrite: Overwrite::Refuse,
+        overwrite,
         name: None,
         interrupt: Some(&flag),
     };

@@ -18,15 +18,21 @@ use ctq_runtime::{Acts, Settings};
 
 use crate::args::{ActsChoice, ComputeChoice, EvalOptions, ProtocolOptions};
 use crate::exit::{Verdict, verdict_of};
-use crate::open::Model;
+use crate::open::{Model, warn_of_unused};
 use crate::report::{self, Report};
-use crate::score::Run;
+use crate::score::{ResumeState, Run};
 use crate::{interrupt, machine};
 
 pub(crate) fn run(options: &EvalOptions, report: &Report) -> anyhow::Result<Verdict> {
     if options.protocol.preset == "help" {
-        report::result(&describe_presets());
+        report::result(
+            "Names, ctx/stride in tokens (xN: at most N windows, else all), and what they are:\n",
+        )?;
+        report::result(&describe_presets())?;
         return Ok(Verdict::Good);
+    }
+    if options.paths.is_empty() {
+        bail!("nothing to score: name at least one checkpoint or container, as in `ctq eval CHECKPOINT`");
     }
     let question = Question::new(&options.protocol)?;
     if let Some(path) = &options.json {
@@ -36,35 +42,45 @@ pub(crate) fn run(options: &EvalOptions, report: &Report) -> anyhow::Result<Verd
         check_writable(path)?;
     }
     let mut records = Vec::new();
+    let mut kept = Vec::new();
     let mut verdict = Verdict::Good;
     for path in &options.paths {
         let (evaluated, outcome) = evaluate(path, &question, options, records.len(), report);
-        records.extend(evaluated.into_iter().map(|evaluated| evaluated.record));
+        for evaluated in evaluated {
+            records.push(evaluated.record);
+            kept.extend(evaluated.kept);
+        }
         verdict = verdict.max(outcome);
         if interrupt::requested() {
             break;
         }
     }
-    print(&records, options.paths.len());
     if let Some(path) = &options.json {
         record::write(path, &records)?;
+    }
+    print(&records, options.paths.len())?;
+    // Until the whole command has come to its end, the same command may be given again and goes on.
+    if verdict != Verdict::Unfinished {
+        kept.iter().for_each(ResumeState::forget);
     }
     Ok(verdict)
 }
 
 /// One path: a block for each mode. Several: one table. And a line of each result to paste elsewhere.
-fn print(records: &[Record], paths: usize) {
+fn print(records: &[Record], paths: usize) -> anyhow::Result<()> {
     if paths > 1 {
-        report::result(&record::table(records));
+        report::result(&record::table(records))?;
+        report::result("")?;
     } else {
         for record in records.iter().filter(|record| record.status != Status::Failed) {
-            report::result(&record::block(record));
-            report::result("");
+            report::result(&record::block(record))?;
+            report::result("")?;
         }
     }
     for record in records.iter().filter(|record| record.status == Status::Ok) {
-        report::result(&record::line(record));
+        report::result(&record::line(record))?;
     }
+    Ok(())
 }
 
 /// A result that cannot be written after hours of work is found out before.
@@ -81,6 +97,7 @@ fn check_writable(path: &Path) -> anyhow::Result<()> {
 
 /// What is asked, before any model is opened.
 pub(crate) struct Question {
+    path: PathBuf,
     pub(crate) text: Text,
     pub(crate) protocol: Protocol,
 }
@@ -99,7 +116,8 @@ impl Question {
             Some(path) => path.clone(),
             None => discover(&Environment::of_process())?,
         };
-        Ok(Question { text: Text::load(&path)?, protocol })
+        let text = Text::load(&path)?;
+        Ok(Question { path, text, protocol })
     }
 }
 
@@ -114,11 +132,13 @@ impl Prepared {
     pub(crate) fn new(model: &Model, question: &Question, report: &Report) -> anyhow::Result<Prepared> {
         let spec = &model.source().inventory().spec;
         let mut tokenizer = Tokenizer::load(&model.path)?.with_model_bos(model.bos_token_id());
-        let stream = tokenizer.stream(&question.text, &question.protocol, spec.vocab)?;
+        let stream = tokenizer
+            .stream(&question.text, &question.protocol, spec.vocab)
+            .map_err(|error| named(error, &model.path.join("tokenizer.json")))?;
         for note in stream.notes() {
             report.warning(&format!("{}: {note}", model.name));
         }
-        let windows = question.protocol.windows(&stream)?;
+        let windows = question.protocol.windows(&stream).map_err(|error| named(error, &question.path))?;
         let longest = windows.iter().map(|window| window.ids.len()).max().unwrap_or(0);
         if spec.max_position.is_some_and(|most| longest > most) {
             report.warning(&format!(
@@ -132,10 +152,24 @@ impl Prepared {
     }
 }
 
+/// Puts the file before what is wrong with it, where the error cannot know the file.
+fn named(error: ctq_eval::Error, path: &Path) -> anyhow::Error {
+    use ctq_eval::Error as E;
+    match error {
+        E::VocabularyTooLarge { .. } | E::TextTooShort { .. } => {
+            let told = format!("{}: {error}", path.display());
+            anyhow::Error::from(error).context(told)
+        }
+        other => other.into(),
+    }
+}
+
 /// A record with the scores it was made from; none where there is no answer.
 pub(crate) struct Evaluated {
     pub(crate) record: Record,
     pub(crate) tokens: Vec<ScoredToken>,
+    /// Its scores on disk, for the same command given again.
+    pub(crate) kept: Option<ResumeState>,
 }
 
 /// All records of one path, and how it came out. `before`: records that other paths have made already.
@@ -149,7 +183,8 @@ pub(crate) fn evaluate(
     let name = path
         .file_name()
         .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
-    let failed = |error: &anyhow::Error| {
+    let failed = |error: anyhow::Error| {
+        let error = &report::of_model(error, path);
         report.failure(error);
         let mut record = Record::new(
             &name,
@@ -160,16 +195,17 @@ pub(crate) fn evaluate(
         if verdict_of(error) == Verdict::Failed {
             record.set_without_answer(Status::Invalid, &report::chain(error));
         }
-        (Evaluated { record, tokens: Vec::new() }, verdict_of(error))
+        (Evaluated { record, tokens: Vec::new(), kept: None }, verdict_of(error))
     };
     let opened = Model::open(path, &options.model).and_then(|model| {
+        warn_of_unused(path, model.source().inventory(), report);
         let prepared = Prepared::new(&model, question, report)?;
         Ok((model, prepared))
     });
     let (model, prepared) = match opened {
         Ok(opened) => opened,
         Err(error) => {
-            let (record, verdict) = failed(&error);
+            let (record, verdict) = failed(error);
             return (vec![record], verdict);
         }
     };
@@ -178,21 +214,21 @@ pub(crate) fn evaluate(
     for acts in acts_of(options.acts, model.source().inventory(), report) {
         let one = One { model: &model, prepared: &prepared, question, options, acts };
         match one.record(report) {
-            Ok((mut record, tokens)) => {
+            Ok(mut evaluated) => {
                 if let Some(base) = records.first()
-                    && let Ok(paired) = paired(&tokens, &base.tokens)
+                    && let Ok(paired) = paired(&evaluated.tokens, &base.tokens)
                 {
-                    record.paired =
+                    evaluated.record.paired =
                         Some(PairedRecord::new(base.record.acts.as_deref().unwrap_or("off"), &paired));
                 }
-                if let Err(error) = one.write_nll(&record, &tokens, before + records.len(), report) {
+                if let Err(error) = one.write_nll(&evaluated, before + records.len(), report) {
                     report.failure(&error);
                     verdict = verdict.max(verdict_of(&error));
                 }
-                records.push(Evaluated { record, tokens });
+                records.push(evaluated);
             }
             Err(error) => {
-                let (mut evaluated, outcome) = failed(&error);
+                let (mut evaluated, outcome) = failed(error);
                 one.describe(&mut evaluated.record);
                 records.push(evaluated);
                 verdict = verdict.max(outcome);
@@ -280,7 +316,7 @@ impl One<'_> {
         record.set_question(&self.question.text, stream, &self.question.protocol, windows, *vocabulary);
     }
 
-    fn record(&self, report: &Report) -> anyhow::Result<(Record, Vec<ScoredToken>)> {
+    fn record(&self, report: &Report) -> anyhow::Result<Evaluated> {
         let Prepared { windows, vocabulary, .. } = self.prepared;
         let (method, settings) = self.method(report);
         let mut record =
@@ -304,31 +340,26 @@ impl One<'_> {
         };
         machine::reset_peak_memory();
         let started = Instant::now();
-        let scores = run.score(report)?;
+        let scored = run.score(report)?;
         let seconds = started.elapsed().as_secs_f64();
-        let tokens = scored_tokens(windows, &scores)?;
+        let tokens = scored_tokens(windows, &scored.scores)?;
         record.set_summary(&summarize(&tokens)?);
-        let fed: usize = windows.iter().map(|window| window.ids.len()).sum();
         record.seconds = Some(seconds);
-        record.tokens_per_second = Some(fed as f64 / seconds);
+        // Speed is of what this run did, not of what an earlier one left.
+        record.tokens_per_second = (scored.fed > 0).then(|| scored.fed as f64 / seconds);
         record.peak_memory_bytes = machine::peak_memory();
-        Ok((record, tokens))
+        Ok(Evaluated { record, tokens, kept: Some(scored.kept) })
     }
 
-    fn write_nll(
-        &self,
-        record: &Record,
-        tokens: &[ScoredToken],
-        index: usize,
-        report: &Report,
-    ) -> anyhow::Result<()> {
+    fn write_nll(&self, evaluated: &Evaluated, index: usize, report: &Report) -> anyhow::Result<()> {
         let Some(path) = &self.options.nll else { return Ok(()) };
+        let Evaluated { record, tokens, .. } = evaluated;
         let path = numbered(path, index, &self.model.name, self.acts.name);
         let file = NllFile {
             protocol_id: record.protocol_id.clone().unwrap_or_default(),
             method_id: record.method_id.clone().unwrap_or_default(),
             preset: record.preset.clone(),
-            tokens: tokens.to_vec(),
+            tokens: tokens.clone(),
         };
         file.write(&path).with_context(|| format!("{}: nll not written", path.display()))?;
         report.note(&format!("nll of {} (acts {}): {}", self.model.name, self.acts.name, path.display()));

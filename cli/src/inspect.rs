@@ -68,9 +68,9 @@ pub(crate) fn run(options: &InspectOptions, _report: &Report) -> anyhow::Result<
     let model = Model::open(&options.path, &options.model)?;
     let inspection = inspect(&model);
     if options.json {
-        report::result(&serde_json::to_string_pretty(&inspection)?);
+        report::result(&serde_json::to_string_pretty(&inspection)?)?;
     } else {
-        report::result(&text(&inspection));
+        report::result(&text(&inspection))?;
     }
     Ok(Verdict::Good)
 }

@@ -14,13 +14,13 @@ use crate::args::{ActsChoice, LogitsActs, LogitsOptions};
 use crate::exit::Verdict;
 use crate::open::Model;
 use crate::progress::{Progress, Unit};
-use crate::report::Report;
+use crate::report::{self, Report};
 use crate::{eval, interrupt, machine};
 
 pub(crate) fn run(options: &LogitsOptions, report: &Report) -> anyhow::Result<Verdict> {
-    let ids = read_ids(&options.ids)?;
     let model = Model::open(&options.path, &options.model)?;
     let inventory = model.source().inventory();
+    let ids = read_ids(&options.ids, inventory.spec.vocab)?;
     let choice = match options.acts {
         LogitsActs::Off => ActsChoice::Off,
         LogitsActs::Library => ActsChoice::Library,
@@ -47,9 +47,11 @@ pub(crate) fn run(options: &LogitsOptions, report: &Report) -> anyhow::Result<Ve
     Ok(Verdict::Good)
 }
 
-/// `input_ids` [B, S] as rows.
-fn read_ids(path: &Path) -> anyhow::Result<Vec<Vec<u32>>> {
-    let bytes = fs::read(path).with_context(|| format!("{}: cannot be read", path.display()))?;
+/// `input_ids` [B, S] as rows, all below `vocabulary`.
+fn read_ids(path: &Path, vocabulary: usize) -> anyhow::Result<Vec<Vec<u32>>> {
+    let bytes = fs::read(path).with_context(|| {
+        format!("{}: cannot be read; write `input_ids` [B, S] to a safetensors file", path.display())
+    })?;
     let file = SafeTensors::deserialize(&bytes).with_context(|| {
         format!("{}: not a safetensors file; write `input_ids` [B, S] to one", path.display())
     })?;
@@ -74,8 +76,13 @@ fn read_ids(path: &Path) -> anyhow::Result<Vec<Vec<u32>>> {
         }
         other => bail!("{}: `input_ids` is {other:?}; it must be I64 or I32", path.display()),
     };
-    let id =
-        |id: &i64| u32::try_from(*id).with_context(|| format!("{}: {id} is no token id", path.display()));
+    let id = |id: &i64| match u32::try_from(*id) {
+        Ok(id) if (id as usize) < vocabulary => Ok(id),
+        Ok(_) | Err(_) => bail!(
+            "{}: {id} is no token id: the model has {vocabulary} tokens; use the tokenizer that belongs to it",
+            path.display()
+        ),
+    };
     ids.chunks_exact(length).map(|row| row.iter().map(id).collect()).collect()
 }
 
@@ -91,8 +98,14 @@ fn write<B: Backend>(
     let (batch, length) = (ids.len(), ids[0].len());
     let bytes = batch * length * spec.vocab * 4;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let cannot = || format!("{}: cannot be written", path.display());
-    let mut file = BufWriter::new(tempfile::NamedTempFile::new_in(folder).with_context(cannot)?);
+    let cannot = || {
+        format!(
+            "{}: cannot be written; check that its folder is there and has {bytes} bytes of room, then run the same command again",
+            path.display()
+        )
+    };
+    let temporary = beside(folder).with_context(cannot)?;
+    let mut file = BufWriter::new(temporary.as_file());
     let header = format!(
         r#"{{"logits":{{"dtype":"F32","shape":[{batch},{length},{}],"data_offsets":[0,{bytes}]}}}}"#,
         spec.vocab
@@ -103,20 +116,43 @@ fn write<B: Backend>(
     let progress = Progress::new(report, &model.name, Unit::Layers, spec.blocks.len() as u64);
     let sequences: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
     let engine = Engine::new(backend, model.source(), settings);
-    engine.logits(&sequences, &Watch { progress: &progress }, |rows| {
+    let mut done = 0;
+    let written = engine.logits(&sequences, &Watch { progress: &progress }, |rows| {
         if let Some(at) = rows.iter().position(|logit| !logit.is_finite()) {
-            bail!(
-                "logit of token {} is not finite: the checkpoint's head or final norm is damaged",
-                at % spec.vocab
-            );
+            let row = done + at / spec.vocab;
+            let (module, window, position) = (spec.head.clone(), row / length, row % length);
+            return Err(ctq_runtime::Error::NonFinite { module, window, position }.into());
         }
+        done += rows.len() / spec.vocab;
         let bytes: Vec<u8> = rows.iter().flat_map(|logit| logit.to_le_bytes()).collect();
         file.write_all(&bytes).with_context(cannot)
+    });
+    written.map_err(|error| match error.downcast_ref() {
+        Some(ctq_runtime::Error::Interrupted) => {
+            error.context("interrupted: nothing is written, the same command starts again")
+        }
+        Some(ctq_runtime::Error::NonFinite { .. } | ctq_runtime::Error::Kernel { .. }) => {
+            report::of_model(error, &model.path)
+        }
+        Some(_) | None => error,
     })?;
     progress.finish();
-    let file = file.into_inner().map_err(|error| error.into_error()).with_context(cannot)?;
-    file.persist(path).with_context(cannot)?;
+    file.flush().with_context(cannot)?;
+    drop(file);
+    temporary.persist(path).with_context(cannot)?;
     Ok(())
+}
+
+/// A temporary file with the permissions that a plainly created file would get.
+fn beside(folder: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".ctq-").suffix(".part");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    builder.tempfile_in(folder)
 }
 
 struct Watch<'a> {

@@ -9,9 +9,10 @@ use ctq_container::{Container, LayerSource};
 use ctq_convert::TiledCheckpoint;
 use ctq_model::accounting::Accounting;
 use ctq_model::config::ModelConfig;
-use ctq_model::{Checkpoint, TensorSource};
+use ctq_model::{Checkpoint, Inventory, TensorSource};
 
 use crate::args::ModelOptions;
+use crate::report::Report;
 
 /// An opened model.
 pub(crate) struct Model {
@@ -113,5 +114,25 @@ impl Model {
             identity.push_str(&format!("\n{name} {bytes} {stamp}"));
         }
         identity
+    }
+}
+
+/// Says so where the decoder holds tensors that its configuration does not ask for: the library does not use them
+/// either, yet a wrong number of layers or a missing bias would look like this.
+pub(crate) fn warn_of_unused(path: &Path, inventory: &Inventory, report: &Report) {
+    let layers = inventory.spec.blocks.first().and_then(|block| block.attention.module.split_once("0."));
+    let Some((prefix, _)) = layers else { return };
+    let unused: Vec<&String> = inventory
+        .left_out
+        .iter()
+        .filter(|name| name.starts_with(prefix) && !name.ends_with(".inv_freq"))
+        .collect();
+    if let Some(first) = unused.first() {
+        report.warning(&format!(
+            "{}: {} tensors of the decoder are not used, such as `{first}`: config.json asks for {} layers without them; compare it with that of the original model",
+            path.display(),
+            unused.len(),
+            inventory.spec.blocks.len()
+        ));
     }
 }

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -100,8 +101,23 @@ pub(crate) fn chain(error: &anyhow::Error) -> String {
     text
 }
 
-/// Prints a result.
-#[expect(clippy::print_stdout, reason = "this is the place where results reach stdout")]
-pub(crate) fn result(text: &str) {
-    println!("{}", text.trim_end_matches('\n'));
+/// The error with the path of the model before it, unless it names the path itself.
+pub(crate) fn of_model(error: anyhow::Error, path: &Path) -> anyhow::Error {
+    let (told, path) = (chain(&error), path.display().to_string());
+    if told.starts_with(&path) { error } else { error.context(format!("{path}: {told}")) }
+}
+
+/// Prints a result to stdout, without the blanks that tables end their lines with.
+///
+/// # Errors
+/// Where stdout cannot take it. A reader that has seen enough, as in `ctq inspect PATH | head`, is no error.
+pub(crate) fn result(text: &str) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    for line in text.trim_end_matches('\n').split('\n') {
+        match writeln!(stdout, "{}", line.trim_end()) {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+            written => written.context("stdout cannot be written")?,
+        }
+    }
+    Ok(())
 }

@@ -14,7 +14,7 @@ pub(crate) fn run(options: &RestoreOptions, report: &Report) -> anyhow::Result<V
         options.output.display(),
         restored.tensors,
         restored.bytes as f64 / 1e6
-    ));
+    ))?;
     if !restored.left_out.is_empty() {
         report.warning(&format!(
             "{} tensors of the original are not in the container and did not come back: {}",

@@ -15,6 +15,7 @@ use ctq_runtime::{Engine, Error, Observer, Settings, Snapshot, bytes_per_token, 
 use sha2::{Digest, Sha256};
 
 use crate::args::EngineOptions;
+use crate::exit::{Verdict, verdict_of};
 use crate::progress::{Progress, Unit};
 use crate::report::Report;
 use crate::{cache, interrupt, machine};
@@ -36,9 +37,19 @@ pub(crate) struct Run<'a> {
     pub(crate) name: &'a str,
 }
 
+/// What a run gives.
+pub(crate) struct Scored {
+    /// One for each window, in order.
+    pub(crate) scores: Vec<WindowScores>,
+    /// Tokens that this run fed to the model; those of an earlier, killed run are not among them.
+    pub(crate) fed: usize,
+    /// The scores on disk, kept until the whole command is done.
+    pub(crate) kept: ResumeState,
+}
+
 impl Run<'_> {
     /// Scores all windows; goes on from what an earlier, killed run of the same key left.
-    pub(crate) fn score(&self, report: &Report) -> anyhow::Result<Vec<WindowScores>> {
+    pub(crate) fn score(&self, report: &Report) -> anyhow::Result<Scored> {
         let threads = self.engine.threads.unwrap_or_else(machine::threads);
         let pool =
             rayon::ThreadPoolBuilder::new().num_threads(threads).build().context("cannot start threads")?;
@@ -49,7 +60,7 @@ impl Run<'_> {
         })
     }
 
-    fn on<B: Backend>(&self, backend: &B, report: &Report) -> anyhow::Result<Vec<WindowScores>> {
+    fn on<B: Backend>(&self, backend: &B, report: &Report) -> anyhow::Result<Scored> {
         let state = ResumeState::open(self.key, report)?;
         let mut scores = state.scores(self.windows, report);
         let open: Vec<&Window> =
@@ -81,17 +92,28 @@ impl Run<'_> {
             };
             let snapshot = state.snapshot(&watch.group, report);
             let group = engine.score(&windows, self.vocabulary, snapshot, &watch);
-            let group = group.with_context(|| state.describe(scores.len(), self.windows.len()))?;
-            scores.extend(group);
-            if index + 1 < groups.len() {
-                state.save(&scores)?;
-            }
+            let done = scores.len();
+            scores.extend(group.map_err(|error| self.told(error.into(), done))?);
+            state.save(&scores).map_err(|error| self.told(error, done))?;
             state.forget_snapshot();
         }
         progress.finish();
-        state.forget();
         scores.sort_by_key(|scores| scores.window);
-        Ok(scores)
+        Ok(Scored { scores, fed: lengths.iter().sum(), kept: state })
+    }
+
+    /// An error, and what is done already where the same command goes on.
+    fn told(&self, error: anyhow::Error, done: usize) -> anyhow::Error {
+        match verdict_of(&error) {
+            Verdict::Unfinished => {
+                let told = format!(
+                    "{error}; {done} of {} windows are scored and kept, the same command goes on from there",
+                    self.windows.len()
+                );
+                error.context(told)
+            }
+            Verdict::Good | Verdict::Failed | Verdict::Unusable => error,
+        }
     }
 }
 
@@ -101,7 +123,7 @@ fn group_name(windows: &[Window]) -> String {
 }
 
 /// Scores of finished groups, and the hidden states of the one under way, in the cache folder.
-struct ResumeState {
+pub(crate) struct ResumeState {
     folder: PathBuf,
     key: String,
 }
@@ -109,6 +131,10 @@ struct ResumeState {
 impl ResumeState {
     fn open(key: &str, report: &Report) -> anyhow::Result<ResumeState> {
         let folder = cache::folder()?.join("eval");
+        // Found out now, not after the first hour.
+        std::fs::create_dir_all(&folder).with_context(|| {
+            format!("{}: cannot be made; set CTQ_CACHE to a folder that can be written", folder.display())
+        })?;
         let digest = Sha256::digest(key.as_bytes());
         let key: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
         report.detail(&format!("resume state: {}", folder.join(&key).display()));
@@ -155,13 +181,10 @@ impl ResumeState {
         remove(&self.snapshot_path());
     }
 
-    fn forget(&self) {
+    /// Nothing is left to go on with.
+    pub(crate) fn forget(&self) {
         let _ = partial::remove(&self.folder, &self.key);
         self.forget_snapshot();
-    }
-
-    fn describe(&self, done: usize, all: usize) -> String {
-        format!("{done} of {all} windows are scored and kept; the same command goes on from there")
     }
 }
 

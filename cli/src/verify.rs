@@ -79,9 +79,9 @@ pub(crate) fn run(options: &VerifyOptions, report: &Report) -> anyhow::Result<Ve
     let verification = pool.install(|| verify(&model, &checks, &options.model, report))?;
     report.detail(&format!("verified in {:.1} s", started.elapsed().as_secs_f64()));
     if options.json {
-        report::result(&serde_json::to_string_pretty(&verification)?);
+        report::result(&serde_json::to_string_pretty(&verification)?)?;
     } else {
-        report::result(&text(&verification));
+        report::result(&text(&verification))?;
     }
     Ok(if verification.passed { Verdict::Good } else { Verdict::Failed })
 }
@@ -121,7 +121,7 @@ fn oracle<'a>(model: &'a Model, against: Option<&Path>) -> anyhow::Result<(Oracl
         None => {
             let restored = Box::new(RestoredSource::new(container.clone())?);
             let missing = format!(
-                "the unpacking of the original: its source {} is gone or has changed, so only the arithmetic is checked, on tensors regenerated from the container; give --against CHECKPOINT to check all",
+                "the unpacking of the original: its source {} is gone or has changed, so that only the arithmetic can be checked, on tensors regenerated from the container; give --against CHECKPOINT to check all",
                 recorded.path.display()
             );
             Ok((
@@ -314,9 +314,9 @@ fn arithmetic_text(report: &ArithmeticReport) -> Vec<String> {
 }
 
 /// Used by the demo: the bundled container verified in full.
-pub(crate) fn verify_path(path: &Path, report: &Report) -> anyhow::Result<Verification> {
+pub(crate) fn verify_path(path: &Path, against: &Path, report: &Report) -> anyhow::Result<Verification> {
     let options = ModelOptions::default();
     let model = Model::open(path, &options)?;
-    let checks = Checks { against: None, tokens: 64, layers: None, arithmetic: Arithmetic::Run };
+    let checks = Checks { against: Some(against), tokens: 64, layers: None, arithmetic: Arithmetic::Run };
     verify(&model, &checks, &options, report)
 }

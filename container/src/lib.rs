@@ -17,6 +17,7 @@ mod journal;
 mod manifest;
 mod output;
 mod part_file;
+mod part_metadata;
 mod part_writer;
 mod source;
 mod tiled;
@@ -34,7 +35,8 @@ pub use manifest::{
 };
 pub use output::{Overwrite, check_space};
 pub use part_file::PartFile;
-pub use part_writer::{ALIGNMENT, Exception, PartContents};
+pub use part_metadata::{ALIGNMENT, Exception};
+pub use part_writer::PartContents;
 pub use source::{LayerSource, PartTiles, RawVector, SourceError};
 pub use tiled::{ScaleTable, TiledMatrix};
 pub use tiling::{TILE, Tiling};

@@ -7,42 +7,14 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ctq_model::DType;
-use ctq_model::inventory::{Part, PartInventory};
+use ctq_model::inventory::PartInventory;
 use memmap2::Mmap;
 use safetensors::SafeTensors;
-use serde::{Deserialize, Serialize};
 
-use crate::part_writer::{EXCEPTION_BYTES, Exception, padded};
+use crate::part_metadata::{EXCEPTION_BYTES, Exception, METADATA_KEY, PartMetadata, StoredRecord, padded};
 use crate::{
     Bytes, Error, MatrixRecord, Origin, PartRecord, PartTiles, RawVector, Result, ScaleTable, TiledMatrix,
 };
-
-/// Key in the safetensors `__metadata__` under which a part file describes itself.
-pub(crate) const METADATA_KEY: &str = "ctq";
-
-/// What a part file says of itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct PartMetadata {
-    pub(crate) format_version: u32,
-    pub(crate) part: Part,
-    /// Matrices by module: `<module>.codes`, `.scales`, `.zeros`, `.permutation`.
-    pub(crate) matrices: BTreeMap<String, MatrixRecord>,
-    /// Tensors stored as they were.
-    pub(crate) tensors: BTreeMap<String, StoredRecord>,
-    /// Bytes of `<tensor>.original`.
-    pub(crate) originals: BTreeMap<String, usize>,
-    /// Entries of `<tensor>.exceptions`.
-    pub(crate) exceptions: BTreeMap<String, usize>,
-}
-
-/// True type and shape of a tensor that is stored as padded bytes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct StoredRecord {
-    pub(crate) dtype: DType,
-    pub(crate) shape: Vec<usize>,
-    pub(crate) bytes: usize,
-}
 
 /// One part of a container, mapped. Whatever it hands out keeps the map alive.
 #[derive(Debug)]

@@ -9,40 +9,10 @@ use ctq_model::inventory::Part;
 use serde_json::{Map, Value, json};
 
 use crate::manifest::FORMAT_VERSION;
-use crate::part_file::{METADATA_KEY, PartMetadata, StoredRecord};
+use crate::part_metadata::{
+    ALIGNMENT, EXCEPTION_BYTES, Exception, METADATA_KEY, PartMetadata, StoredRecord, padded,
+};
 use crate::{Bytes, MatrixRecord, Origin, PartTiles, TensorRecord};
-
-/// Every tensor of a part file starts on a multiple of this many bytes: a page, and a block for direct I/O.
-pub const ALIGNMENT: usize = 4096;
-
-/// `length` rounded up to [`ALIGNMENT`].
-pub(crate) const fn padded(length: usize) -> usize {
-    length.div_ceil(ALIGNMENT) * ALIGNMENT
-}
-
-/// Bytes of one exception: a little-endian u64 offset and the byte.
-pub(crate) const EXCEPTION_BYTES: usize = 9;
-
-/// One byte of an original tensor that differs from what its module's tiles regenerate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Exception {
-    /// Offset in the original tensor's bytes.
-    pub offset: u64,
-    /// The byte that is there.
-    pub byte: u8,
-}
-
-impl Exception {
-    pub(crate) fn read(bytes: &[u8]) -> Exception {
-        let (offset, byte) = bytes.split_at(8);
-        Exception { offset: u64::from_le_bytes(offset.try_into().expect("eight bytes")), byte: byte[0] }
-    }
-
-    fn write(self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.offset.to_le_bytes());
-        out.push(self.byte);
-    }
-}
 
 /// Everything that goes into one part file.
 #[derive(Clone, Debug, Default)]

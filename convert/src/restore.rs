@@ -42,14 +42,7 @@ pub fn restore(container: &Container, directory: &Path) -> Result<Restored> {
     let beside = beside.map_err(|e| Error::write(directory, e))?;
     let layout = Layout::of(container);
     check_space(parent, layout.bytes(), 0, container.manifest().parts.len())?;
-    layout.write_shards(container, beside.path())?;
-    let mut files: Vec<String> = layout.shards.iter().map(|shard| shard.name.clone()).collect();
-    files.extend(layout.write_index(beside.path())?);
-    for copy in &container.manifest().copies {
-        let (from, to) = (container.root().join(&copy.name), beside.path().join(&copy.name));
-        fs::copy(from, &to).map_err(|e| Error::write(&to, e))?;
-        files.push(copy.name.clone());
-    }
+    let mut files = write(container, &layout, beside.path()).map_err(|error| named(error, directory))?;
     take_place(&beside.keep(), directory)?;
     files.sort();
     let manifest = container.manifest();
@@ -59,6 +52,29 @@ pub fn restore(container: &Container, directory: &Path) -> Result<Restored> {
         bytes: layout.bytes(),
         left_out: manifest.left_out.iter().map(|record| record.name.clone()).collect(),
     })
+}
+
+/// Writes all files and gives their names.
+fn write(container: &Container, layout: &Layout<'_>, directory: &Path) -> Result<Vec<String>> {
+    layout.write_shards(container, directory)?;
+    let mut files: Vec<String> = layout.shards.iter().map(|shard| shard.name.clone()).collect();
+    files.extend(layout.write_index(directory)?);
+    for copy in &container.manifest().copies {
+        let (from, to) = (container.root().join(&copy.name), directory.join(&copy.name));
+        fs::copy(from, &to).map_err(|e| Error::write(&to, e))?;
+        files.push(copy.name.clone());
+    }
+    Ok(files)
+}
+
+/// A failure names the file that was asked for, not the temporary one beside it.
+fn named(error: Error, directory: &Path) -> Error {
+    match error {
+        Error::Write { path, source } => {
+            Error::Write { path: directory.join(path.file_name().unwrap_or_default()), source }
+        }
+        other => other,
+    }
 }
 
 fn check_output(directory: &Path) -> Result<&Path> {

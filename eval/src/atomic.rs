@@ -18,7 +18,8 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     };
     let failed = |source| Error::Write { path: path.to_path_buf(), source };
     let mut file = sibling(directory).map_err(failed)?;
-    file.write_all(bytes).map_err(failed)?;
+    // The file itself: its errors do not name the temporary path, which would tell nobody anything.
+    file.as_file_mut().write_all(bytes).map_err(failed)?;
     file.as_file().sync_all().map_err(failed)?;
     file.persist(path).map_err(|error| failed(error.error))?;
     Ok(())

@@ -75,7 +75,7 @@ pub enum Error {
         codec: String,
     },
     /// A data set holds nothing but white space.
-    #[error("{}: {rows} rows and no text in them; give a file with text", path.display())]
+    #[error("{}: nothing but white space, rows: {rows}; give a file with text", path.display())]
     EmptyText {
         /// The file.
         path: PathBuf,
@@ -264,6 +264,18 @@ impl Error {
 
     /// Whether this may pass on another day: the machine failed, not the input.
     pub fn is_out_of_resources(&self) -> bool {
-        matches!(self, Error::Write { .. })
+        use std::io::ErrorKind as E;
+        match self {
+            Error::Write { source, .. } => !matches!(
+                source.kind(),
+                E::NotFound
+                    | E::NotADirectory
+                    | E::IsADirectory
+                    | E::AlreadyExists
+                    | E::PermissionDenied
+                    | E::ReadOnlyFilesystem
+            ),
+            _ => false,
+        }
     }
 }

@@ -132,7 +132,7 @@ pub trait Backend: Send + Sync {
     /// Copies activations to the host.
     fn download(&self, buffer: &Self::Buffer) -> Vec<f32>;
 
-    /// Rows `ids` of a matrix as f32, [ids, k]: what an embedding looks up, and the operand bits of any weight.
+    /// Rows `ids` of a matrix as f32, counted from its own first row, [ids, k]: what an embedding looks up, and the operand bits of any weight.
     fn embed(&self, table: &Self::Matrix, ids: &[u32]) -> Self::Buffer;
 
     /// `x / rms(x) * weight` over each run of `weight.len()` elements of a row.

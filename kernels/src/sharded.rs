@@ -95,7 +95,7 @@ impl<B: Backend> Backend for Sharded<B> {
             if held.is_empty() {
                 continue;
             }
-            let wanted: Vec<u32> = held.iter().map(|i| ids[*i]).collect();
+            let wanted: Vec<u32> = held.iter().map(|i| ids[*i] - *first as u32).collect();
             let values = rank.download(&rank.embed(shard, &wanted));
             width = values.len() / wanted.len();
             for (index, row) in held.into_iter().zip(values.chunks_exact(width)) {

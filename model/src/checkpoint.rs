@@ -94,9 +94,10 @@ impl Checkpoint {
     /// Names the file and tensor that are missing, truncated, overlapping, or not safetensors at all.
     pub fn open(root: &Path) -> Result<Checkpoint> {
         if !root.is_dir() {
+            let what = if root.exists() { "it is a file" } else { "there is no such directory" };
             return Err(Error::NotACheckpoint {
                 path: root.to_owned(),
-                what: "there is no such directory".to_owned(),
+                what: what.to_owned(),
                 next: "give the folder that holds config.json and model.safetensors".to_owned(),
             });
         }

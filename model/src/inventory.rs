@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::matching::{Matcher, ModuleClass};
 use crate::quantization::QuantizationConfig;
-use crate::scheme::{self, Activation, ActivationScale, ActivationSharing, Scheme};
+use crate::resolve;
+use crate::scheme::{Activation, ActivationScale, ActivationSharing, Scheme};
 use crate::spec::{AttentionSpec, BlockSpec, FfnSpec, GatedSpec};
 use crate::{DType, Error, Result, Spec, TensorSource};
 
@@ -313,7 +314,7 @@ impl Builder<'_> {
             | LinearClass::Router
             | LinearClass::Head => ModuleClass::Linear,
         };
-        let tensors = scheme::tensors_of(self.source, module);
+        let tensors = resolve::tensors_of(self.source, module);
         let mut group = self.matcher.as_ref().and_then(|matcher| matcher.group(module, module_class));
         if self.matcher.as_ref().is_some_and(|matcher| matcher.ignores(module, module_class)) {
             self.ignored.insert(module.to_owned());
@@ -322,7 +323,7 @@ impl Builder<'_> {
         if class == LinearClass::Router && tensors == [format!("{module}.weight")] {
             group = None;
         }
-        let scheme = scheme::resolve(self.source, module, (n, k), group)?;
+        let scheme = resolve::resolve(self.source, module, (n, k), group)?;
         let bias = format!("{module}.bias");
         if let Some(info) = self.source.info(&bias)
             && !info.dtype.is_dense_float()
@@ -376,7 +377,7 @@ impl Builder<'_> {
             (None, Some(args)) => (args, false),
             (None, None) => return Ok(None),
         };
-        let activation = scheme::activation(args).map_err(|what| {
+        let activation = resolve::activation(args).map_err(|what| {
             Error::unsupported(
                 self.source.config().path(),
                 format!("quantization of keys and values: {what}"),

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::config::ModelConfig;
 use crate::json::Object;
+use crate::presets;
 use crate::{Error, Result};
 
 /// The whole section.
@@ -170,12 +171,38 @@ impl QuantizationConfig {
             None => None,
         };
         Ok(Some(QuantizationConfig {
-            format: section.string("format")?.map(str::to_owned),
+            format: format(section)?,
             groups,
             ignore: section.strings("ignore")?,
             kv_cache,
             version: section.string("version")?.map(str::to_owned),
         }))
+    }
+}
+
+/// Formats of `CompressionFormat` whose tensors ctq reads. The tensors say more than the name does, but a name from
+/// outside this list may stand for another meaning of the same tensors.
+const FORMATS: &[&str] = &[
+    "dense",
+    "pack-quantized",
+    "int-quantized",
+    "float-quantized",
+    "naive-quantized",
+    "nvfp4-pack-quantized",
+    "mxfp4-pack-quantized",
+    "mxfp6-pack-quantized",
+    "mxfp8-quantized",
+    "mixed-precision",
+];
+
+fn format(object: Object<'_>) -> Result<Option<String>> {
+    match object.string("format")? {
+        Some(format) if !FORMATS.contains(&format) => Err(Error::unsupported(
+            object.file,
+            format!("`{}` = `{format}`", object.dotted("format")),
+            format!("ctq reads {}; save the checkpoint in one of these", FORMATS.join(", ")),
+        )),
+        format => Ok(format.map(str::to_owned)),
     }
 }
 
@@ -220,7 +247,7 @@ fn group(file: &Path, prefix: &str, name: &str, value: &Value) -> Result<Group> 
     if let Value::Array(_) = value {
         let wrapper: Map<String, Value> = [("targets".to_owned(), value.clone())].into_iter().collect();
         let targets = Object { file, prefix, map: &wrapper }.strings("targets")?;
-        return preset(name, targets).ok_or_else(|| {
+        return presets::preset(name, targets).ok_or_else(|| {
             Error::config(
                 file,
                 prefix,
@@ -240,7 +267,7 @@ fn group(file: &Path, prefix: &str, name: &str, value: &Value) -> Result<Group> 
     Ok(Group {
         name: name.to_owned(),
         targets: object.strings("targets")?,
-        format: object.string("format")?.map(str::to_owned),
+        format: format(object)?,
         weights: nested("weights")?,
         input_activations: nested("input_activations")?,
         output_activations: nested("output_activations")?,
@@ -378,54 +405,4 @@ fn scale_dtype(object: Object<'_>) -> Result<Option<ScaleDtype>> {
             ));
         }
     }))
-}
-
-/// Presets of compressed-tensors (`quant_scheme.py`, `PRESET_SCHEMES`).
-fn preset(name: &str, targets: Vec<String>) -> Option<Group> {
-    let arguments = |element, num_bits, strategy, dynamic, symmetric, scale_dtype| QuantizationArgs {
-        element,
-        num_bits,
-        symmetric,
-        strategy,
-        dynamic,
-        act_order: ActOrder::Storage,
-        scale_dtype,
-    };
-    use Dynamic::{Dynamic as D, Local, Static as S};
-    use ElementType::{Float, Int};
-    let group = |size| Strategy::Group { size };
-    let int_weight = |bits| arguments(Int, bits, group(128), S, true, None);
-    let fp8 = |strategy, dynamic| arguments(Float, 8, strategy, dynamic, true, None);
-    let mx = |bits, dynamic| arguments(Float, bits, group(32), dynamic, true, Some(ScaleDtype::E8m0));
-    let nvfp4 = |dynamic| {
-        arguments(Float, 4, Strategy::TensorGroup { size: 16 }, dynamic, true, Some(ScaleDtype::E4m3))
-    };
-    let int8_token = || arguments(Int, 8, Strategy::Token, D, true, None);
-    let (weights, input) = match name.to_ascii_uppercase().as_str() {
-        "UNQUANTIZED" => (None, None),
-        "W4A16" => (Some(int_weight(4)), None),
-        "W8A16" => (Some(int_weight(8)), None),
-        "W4A16_ASYM" => (Some(arguments(Int, 4, group(128), S, false, None)), None),
-        "W8A8" | "INT8" => (Some(arguments(Int, 8, Strategy::Channel, S, true, None)), Some(int8_token())),
-        "W4A8" => (Some(int_weight(4)), Some(int8_token())),
-        "W4AFP8" => (Some(int_weight(4)), Some(fp8(Strategy::Token, D))),
-        "FP8" => (Some(fp8(Strategy::Tensor, S)), Some(fp8(Strategy::Tensor, S))),
-        "FP8_DYNAMIC" => (Some(fp8(Strategy::Channel, S)), Some(fp8(Strategy::Token, D))),
-        "FP8_BLOCK" => (Some(fp8(Strategy::Block { rows: 128, columns: 128 }, S)), Some(fp8(group(128), D))),
-        "NVFP4A16" => (Some(nvfp4(S)), None),
-        "NVFP4" => (Some(nvfp4(S)), Some(nvfp4(Local))),
-        "MXFP4A16" => (Some(mx(4, S)), None),
-        "MXFP4" => (Some(mx(4, S)), Some(mx(4, D))),
-        "MXFP8A16" => (Some(mx(8, S)), None),
-        "MXFP8" => (Some(mx(8, S)), Some(mx(8, D))),
-        _ => return None,
-    };
-    Some(Group {
-        name: name.to_owned(),
-        targets,
-        format: None,
-        weights,
-        input_activations: input,
-        output_activations: None,
-    })
 }

@@ -75,9 +75,17 @@ impl Rope {
             ));
         }
         let theta = root.number("rope_theta")?;
-        let (key, map) = match root.object("rope_parameters")? {
-            Some(map) => ("rope_parameters", Some(map)),
-            None => ("rope_scaling", root.object("rope_scaling")?),
+        let (key, map) = match (root.object("rope_parameters")?, root.object("rope_scaling")?) {
+            (Some(new), Some(old)) if new != old => {
+                return Err(Error::config(
+                    config.path(),
+                    "rope_scaling",
+                    "differs from `rope_parameters`, which says the same thing in the newer spelling",
+                    "remove one of them, or restore the config.json of the original model",
+                ));
+            }
+            (Some(map), _) => ("rope_parameters", Some(map)),
+            (None, map) => ("rope_scaling", map),
         };
         let Some(map) = map else {
             return Ok(Rope { theta: theta.unwrap_or(default_theta), scaling: RopeScaling::Default });

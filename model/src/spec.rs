@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::checkpoint::TensorSource;
 use crate::config::ModelConfig;
 use crate::families::{self, AttentionBias, Family, FfnRule, MlpBias, QkNorm, WindowRule};
+use crate::json::Object;
 use crate::rope::{self, Rope};
 use crate::{Error, Result};
 
@@ -162,6 +163,15 @@ impl Spec {
     }
 }
 
+fn norm_eps(object: Object<'_>) -> Result<Option<f64>> {
+    match object.number("rms_norm_eps")? {
+        Some(eps) if eps < 0.0 => {
+            Err(object.wrong("rms_norm_eps", "a number that is not negative", &eps.into()))
+        }
+        eps => Ok(eps),
+    }
+}
+
 fn find_family(config: &ModelConfig) -> Result<&'static Family> {
     let name = config.model_type()?;
     families::find(name).ok_or_else(|| {
@@ -201,7 +211,7 @@ impl Reader<'_> {
             family: self.family.name.to_owned(),
             hidden,
             vocab: object.required("vocab_size")?,
-            norm_eps: object.number("rms_norm_eps")?.unwrap_or(self.family.default_norm_eps),
+            norm_eps: norm_eps(object)?.unwrap_or(self.family.default_norm_eps),
             max_position: object.positive("max_position_embeddings")?,
             rope: Rope::read(self.config, self.family.default_rope_theta)?,
             blocks: (0..blocks).map(|index| self.block(prefix, index, blocks)).collect::<Result<_>>()?,

@@ -124,7 +124,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         }
         let ids: Vec<&[u32]> = windows.iter().map(|window| window.ids.as_slice()).collect();
         let layout = Layout::new(&ids);
-        let hidden = self.run(&ids, &layout, resume, observer)?;
+        let hidden = self.run(&ids, &layout, resume, observer).map_err(|error| of_all(error, windows))?;
         let scores = self.score_hidden(windows, &layout, &hidden, vocabulary)?;
         observer.advanced(self.spec().blocks.len() + 1);
         Ok(scores)
@@ -269,6 +269,14 @@ impl<'a, B: Backend> Engine<'a, B> {
             Ok::<_, Error>((ranges, nll))
         })?;
         let (ranges, nll) = nll?;
+        if let Some(row) = nll.iter().position(|nll| !nll.is_finite())
+            && let Some((range, window)) = ranges.iter().zip(windows).find(|(range, _)| range.contains(&row))
+        {
+            // Rows are those that predict `scored`, or all of the window.
+            let first = if range.len() == window.scored.len() { window.scored.start - 1 } else { 0 };
+            let (module, position) = (self.spec().head.clone(), first + row - range.start);
+            return Err(Error::NonFinite { module, window: window.index, position });
+        }
         let whole = ranges.iter().zip(windows).any(|(range, window)| range.len() != window.scored.len());
         let scores = windows.iter().zip(ranges).map(|(window, range)| {
             let offset = if whole { window.scored.start - 1 } else { 0 };
@@ -346,6 +354,23 @@ impl<B: Backend> Lockstep for Engine<'_, B> {
         let matrix = loader.linear(module).matrix;
         let rows: Vec<u32> = (0..self.backend.rows(&matrix) as u32).collect();
         Ok(self.backend.download(&self.backend.embed(&matrix, &rows)))
+    }
+}
+
+/// An error that names a window of the group, naming it among all windows.
+fn of_all(error: Error, group: &[Window]) -> Error {
+    let index = |window: usize| group.get(window).map_or(window, |window| window.index);
+    match error {
+        Error::NonFinite { module, window, position } => {
+            Error::NonFinite { module, window: index(window), position }
+        }
+        Error::TokenOutOfRange { id, window, vocabulary } => {
+            Error::TokenOutOfRange { id, window: index(window), vocabulary }
+        }
+        other @ (Error::Source { .. }
+        | Error::Kernel { .. }
+        | Error::Interrupted
+        | Error::Snapshot { .. }) => other,
     }
 }
 

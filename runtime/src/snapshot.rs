@@ -31,14 +31,16 @@ impl Snapshot {
         let write = || -> std::io::Result<()> {
             let folder = path.parent().unwrap_or(Path::new("."));
             fs::create_dir_all(folder)?;
-            let mut file = tempfile::NamedTempFile::new_in(folder)?;
+            let temporary = tempfile::NamedTempFile::new_in(folder)?;
+            // The file itself: its errors do not name the temporary path, which would tell nobody anything.
+            let mut file = temporary.as_file();
             let body: Vec<u8> = self.hidden.iter().flat_map(|value| value.to_le_bytes()).collect();
             file.write_all(MAGIC)?;
             file.write_all(&digest(key, self.layer, &body))?;
             file.write_all(&(self.layer as u64).to_le_bytes())?;
             file.write_all(&body)?;
-            file.as_file().sync_all()?;
-            file.persist(path)?;
+            file.sync_all()?;
+            temporary.persist(path)?;
             Ok(())
         };
         write().map_err(|source| Error::Snapshot { path: path.to_owned(), source })

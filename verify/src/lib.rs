@@ -35,7 +35,7 @@ pub enum Error {
         last: usize,
     },
     /// The observer asked to stop.
-    #[error("interrupted")]
+    #[error("interrupted: nothing is kept, the same command starts again")]
     Interrupted,
 }
 

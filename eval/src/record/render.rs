@@ -52,7 +52,7 @@ pub fn line(record: &Record) -> String {
 }
 
 /// The perplexity with its error, or what there is instead of one.
-pub(super) fn answer(record: &Record) -> String {
+fn answer(record: &Record) -> String {
     let reason = record.reason.as_deref().unwrap_or("no reason was recorded");
     match (record.status, record.perplexity) {
         (Status::Ok, Some(perplexity)) => {
@@ -111,10 +111,11 @@ fn text(record: &Record) -> Option<String> {
         .as_deref()
         .map(|hash| format!(", ids sha256 {}", hash.get(..16).unwrap_or(hash)));
     Some(format!(
-        "{}{name} ({}, {} rows), join {}, bos {}{}",
+        "{}{name} ({}, {} {}), join {}, bos {}{}",
         label("text"),
         text.form,
         text.rows,
+        if text.rows == 1 { "row" } else { "rows" },
         text.join,
         text.bos,
         tokens.unwrap_or_default()

@@ -34,9 +34,11 @@ pub fn table(records: &[Record]) -> String {
 }
 
 fn row(record: &Record, protocol: Option<String>) -> Vec<Cell> {
+    let reason = record.reason.as_deref().unwrap_or("no reason was recorded");
     let answer = match record.status {
         Status::Ok => None,
-        Status::Failed | Status::Invalid => Some(render::answer(record)),
+        Status::Failed => Some(format!("failed: {reason}")),
+        Status::Invalid => Some(format!("INVALID: {reason}")),
     };
     let paired = record.paired.as_ref().map(render::difference);
     let notes: Vec<String> = [answer, paired, protocol].into_iter().flatten().collect();

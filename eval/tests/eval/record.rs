@@ -122,11 +122,11 @@ fn the_line_can_be_pasted() {
 #[test]
 fn the_table_keeps_failures_and_differences() {
     insta::assert_snapshot!(table(&[weights_only(), with_activations(), failed()]), @r#"
-    | model                 | scheme               |  bpw |     GiB | acts    | compute | perplexity |    ± | note                                                                                  |
-    |-----------------------|----------------------|------|---------|---------|---------|------------|------|---------------------------------------------------------------------------------------|
-    | tiny-llama-wiki/NVFP4 | nvfp4-pack-quantized | 4.50 | 0.00456 | off     | f32     |   148.7423 | 1.23 |                                                                                       |
-    | tiny-llama-wiki/NVFP4 | nvfp4-pack-quantized | 4.50 | 0.00456 | library | f32     |   149.1257 | 1.23 | +0.258 ± 0.0301 % against acts off                                                    |
-    | broken                | -                    |    - |       - | -       | -       |          - |    - | none, failed: model.safetensors: missing tensor lm_head.weight; fetch the shard again |
+    | model                 | scheme               |  bpw |     GiB | acts    | compute | perplexity |    ± | note                                                                            |
+    |-----------------------|----------------------|------|---------|---------|---------|------------|------|---------------------------------------------------------------------------------|
+    | tiny-llama-wiki/NVFP4 | nvfp4-pack-quantized | 4.50 | 0.00456 | off     | f32     |   148.7423 | 1.23 |                                                                                 |
+    | tiny-llama-wiki/NVFP4 | nvfp4-pack-quantized | 4.50 | 0.00456 | library | f32     |   149.1257 | 1.23 | +0.258 ± 0.0301 % against acts off                                              |
+    | broken                | -                    |    - |       - | -       | -       |          - |    - | failed: model.safetensors: missing tensor lm_head.weight; fetch the shard again |
     "#);
 }
 

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use crate::Compute;
 use crate::backend::AttentionShape;
 use crate::cpu::math::{exp, round_bf16};
-use crate::cpu::panel::{Panel, Rows, multiply};
+use crate::cpu::panel::{Order, Panel, Rows, multiply};
 use crate::cpu::{CpuBuffer, Isa};
 
 /// Keys of one tile.
@@ -88,6 +88,13 @@ struct Head<'a> {
 }
 
 impl Head<'_> {
+    fn order(&self) -> Order {
+        match self.compute {
+            Compute::F32 => Order::Ascending,
+            Compute::Bf16 => Order::Pairs,
+        }
+    }
+
     fn run(&self) -> Vec<f32> {
         let dim = self.shape.head_dim;
         let mut output = vec![0.0; self.rows * dim];
@@ -109,7 +116,7 @@ impl Head<'_> {
             let mut scores = [0.0_f32; QUERIES * KEYS];
             let q = Rows { values: &self.q[first * dim..], stride: dim, count: queries };
             let keys = Panel { values: &self.keys[tile * KEYS * dim..], stride: KEYS, width: KEYS, k: dim };
-            multiply(self.isa, q, keys, &mut scores, KEYS);
+            multiply(self.isa, self.order(), q, keys, &mut scores, KEYS);
             for query in 0..queries {
                 let position = first + query;
                 let seen = visible(position, window, tile);
@@ -121,7 +128,7 @@ impl Head<'_> {
             let probabilities = Rows { values: &scores, stride: KEYS, count: queries };
             let values =
                 Panel { values: &self.values[tile * KEYS * dim..], stride: dim, width: dim, k: keys };
-            multiply(self.isa, probabilities, values, output, dim);
+            multiply(self.isa, self.order(), probabilities, values, output, dim);
         }
         for (output, total) in output.chunks_exact_mut(dim).zip(total) {
             output.iter_mut().for_each(|value| *value /= total);

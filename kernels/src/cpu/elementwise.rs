@@ -9,13 +9,13 @@ use crate::Rotation;
 use crate::cpu::CpuBuffer;
 use crate::cpu::math::silu;
 
-/// RMS norm: mean square and its root in f64, quotient and product in f32, as `LlamaRMSNorm` orders them.
+/// RMS norm in f32, as `LlamaRMSNorm` orders it: `(x * (1 / sqrt(mean + epsilon))) * weight`.
 pub(crate) fn norm(x: &CpuBuffer, weight: &[f32], epsilon: f32) -> CpuBuffer {
     let mut values = x.values.clone();
     values.par_chunks_mut(x.width.max(1)).for_each(|row| {
         for run in row.chunks_exact_mut(weight.len()) {
-            let mean = square_sum(run) / run.len() as f64;
-            let inverse = (1.0 / (mean + f64::from(epsilon)).sqrt()) as f32;
+            let mean = square_sum(run) / run.len() as f32;
+            let inverse = 1.0 / (mean + epsilon).sqrt();
             for (value, weight) in run.iter_mut().zip(weight) {
                 *value = (*value * inverse) * weight;
             }
@@ -24,15 +24,58 @@ pub(crate) fn norm(x: &CpuBuffer, weight: &[f32], epsilon: f32) -> CpuBuffer {
     CpuBuffer { width: x.width, values }
 }
 
-/// Sum of squares in f64: eight interleaved chains, added up first to last.
-fn square_sum(run: &[f32]) -> f64 {
-    let mut chains = [0.0_f64; 8];
-    for chunk in run.chunks(8) {
-        for (chain, value) in chains.iter_mut().zip(chunk) {
-            *chain += f64::from(*value) * f64::from(*value);
+/// Lanes of one chain of [`square_sum`].
+const LANES: usize = 8;
+/// Chains that run side by side.
+const CHAINS: usize = 4;
+/// Additions before a chain's sum moves up a level.
+const STEP: usize = 16;
+
+/// Sum of squares in f32 by levels, which keeps the error of long rows small.
+///
+/// Four chains of eight lanes walk the row side by side; every 16 additions a chain's sum moves up a level. The order
+/// is that of torch's reduction on AVX2 (`aten/src/ATen/native/cpu/SumKernel.cpp`), so that norms agree with
+/// transformers to the bit where the inputs do.
+fn square_sum(run: &[f32]) -> f32 {
+    let whole = run.len() / (LANES * CHAINS);
+    let mut lanes = [[0.0_f32; LANES]; CHAINS];
+    for (chain, lanes) in lanes.iter_mut().enumerate() {
+        let line = |row: usize| &run[(row * CHAINS + chain) * LANES..][..LANES];
+        *lanes = square_levels(whole, line);
+    }
+    let [mut first, rest @ ..] = lanes;
+    let mut tail = run[whole * LANES * CHAINS..].chunks_exact(LANES);
+    for line in tail.by_ref() {
+        first.iter_mut().zip(line).for_each(|(sum, value)| *sum += value * value);
+    }
+    for lanes in rest {
+        first.iter_mut().zip(lanes).for_each(|(sum, lane)| *sum += lane);
+    }
+    let sum = tail.remainder().iter().fold(0.0, |sum, value| sum + value * value);
+    first.iter().fold(sum, |sum, lane| sum + lane)
+}
+
+/// Sums of squares of `rows` lines, lane by lane, over four levels.
+fn square_levels<'a>(rows: usize, line: impl Fn(usize) -> &'a [f32]) -> [f32; LANES] {
+    let mut levels = [[0.0_f32; LANES]; 4];
+    for row in 0..rows {
+        levels[0].iter_mut().zip(line(row)).for_each(|(sum, value)| *sum += value * value);
+        let done = row + 1;
+        let mut span = STEP;
+        for level in 1..levels.len() {
+            if !done.is_multiple_of(span) {
+                break;
+            }
+            let below = std::mem::take(&mut levels[level - 1]);
+            levels[level].iter_mut().zip(below).for_each(|(sum, below)| *sum += below);
+            span *= STEP;
         }
     }
-    chains.iter().sum()
+    let [mut sum, rest @ ..] = levels;
+    for level in rest {
+        sum.iter_mut().zip(level).for_each(|(sum, level)| *sum += level);
+    }
+    sum
 }
 
 /// Half-split rotation: `(a, b)` at `(i, i + d/2)` become `(a cos - b sin, b cos + a sin)`, products rounded first.

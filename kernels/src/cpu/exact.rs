@@ -13,10 +13,10 @@ use ctq_model::matrix::{Code, Formula};
 
 use crate::backend::KernelError;
 use crate::cpu::decode::{Decode, RowTile};
-use crate::cpu::linear::{chains, tiles};
 use crate::cpu::matrix::{CpuMatrix, ScaleUse};
-use crate::cpu::panel::{Panel, Rows, multiply, multiply_exact};
+use crate::cpu::panel::{Order, Panel, Rows, multiply, multiply_exact};
 use crate::cpu::quantize::{CpuOperand, OperandKind};
+use crate::cpu::row_tiles::{chains, tiles};
 use crate::cpu::{CpuBuffer, Isa};
 
 pub(crate) fn linear(
@@ -50,7 +50,7 @@ pub(crate) fn linear(
             if crossed || !(integers || floats) {
                 return Err(undefined(weight, *activation));
             }
-            let step = shorter(*segment, weight.group_size());
+            let step = common_run(*segment, weight.group_size(), x.k);
             if step == 0 {
                 return Err(undefined(weight, *activation));
             }
@@ -68,9 +68,13 @@ fn undefined(weight: &CpuMatrix, activation: ctq_model::scheme::Activation) -> K
     KernelError::NoExactProduct { weight: (weight.tiled.code, weight.tiled.formula), activation }
 }
 
-/// The shorter of two run lengths, 0 where it does not divide the longer.
-fn shorter(a: usize, b: usize) -> usize {
+/// The longest run of `k` in which neither side changes its scale, the last of which may be cut short; 0 where runs
+/// would straddle one another.
+fn common_run(a: usize, b: usize, k: usize) -> usize {
     let (short, long) = (a.min(b), a.max(b));
+    if long >= k {
+        return short;
+    }
     if long.is_multiple_of(short) { short } else { 0 }
 }
 
@@ -122,7 +126,14 @@ impl Task<'_> {
         let mut sums = vec![0.0; x.count * TILE];
         if !self.integers {
             let panel = Panel { values: panel, stride: TILE, width: TILE, k: length };
-            multiply(self.isa, Rows { values: &x.values[start..], ..x }, panel, &mut sums, TILE);
+            multiply(
+                self.isa,
+                Order::Pairs,
+                Rows { values: &x.values[start..], ..x },
+                panel,
+                &mut sums,
+                TILE,
+            );
             return sums;
         }
         let wide: Vec<f64> = panel.iter().map(|code| f64::from(*code)).collect();

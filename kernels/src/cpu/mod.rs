@@ -14,6 +14,7 @@ mod math;
 mod matrix;
 mod panel;
 mod quantize;
+mod row_tiles;
 mod vector;
 
 use std::ops::Range;

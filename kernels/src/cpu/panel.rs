@@ -1,9 +1,10 @@
 //! The register-blocked kernel that every product of the CPU backend goes through:
 //! `out[m][j] += sum over k of x[m][k] * panel[k][j]`.
 //!
-//! Each output is one chain of fused multiply-adds: k ascends in pairs, the odd element of a pair first, then the
-//! even one (the order of `vdpbf16ps`). Lanes run across outputs, so blocking and vector width cannot change a bit.
+//! Each output is one chain of fused multiply-adds in a stated [`Order`]. Lanes run across outputs, so blocking and
+//! vector width cannot change a bit.
 
+use crate::cpu::Isa;
 use crate::cpu::isa::for_each_isa;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::vector::{Avx2, Avx2Double, Avx512, Avx512Double};
@@ -26,22 +27,62 @@ pub(crate) struct Rows<'a, T> {
     pub(crate) count: usize,
 }
 
+/// Order in which a chain takes the elements of k.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// One by one.
+    Ascending,
+    /// In pairs, the odd element of a pair before the even one: what `vdpbf16ps` does.
+    Pairs,
+}
+
+/// `out += x * panel` in f32 chains; `out` has one row every `out_stride`.
+pub(crate) fn multiply(
+    isa: Isa,
+    order: Order,
+    x: Rows<'_, f32>,
+    panel: Panel<'_, f32>,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    match order {
+        Order::Ascending => multiply_ascending(isa, x, panel, out, out_stride),
+        Order::Pairs => multiply_pairs(isa, x, panel, out, out_stride),
+    }
+}
+
+const PAIRS: bool = true;
+const ASCENDING: bool = false;
+
 for_each_isa! {
-    /// f32 chains; `out` has one row every `out_stride`.
-    fn multiply(x: Rows<'_, f32>, panel: Panel<'_, f32>, out: &mut [f32], out_stride: usize) {
-        avx512: blocks::<Avx512, 12, 2>, avx2: blocks::<Avx2, 6, 2>, portable: blocks::<Scalar<f32>, 4, 4>,
+    /// [`multiply`] with [`Order::Ascending`].
+    fn multiply_ascending(x: Rows<'_, f32>, panel: Panel<'_, f32>, out: &mut [f32], out_stride: usize) {
+        avx512: blocks::<Avx512, 12, 2, ASCENDING>,
+        avx2: blocks::<Avx2, 6, 2, ASCENDING>,
+        portable: blocks::<Scalar<f32>, 4, 4, ASCENDING>,
+    }
+}
+
+for_each_isa! {
+    /// [`multiply`] with [`Order::Pairs`].
+    fn multiply_pairs(x: Rows<'_, f32>, panel: Panel<'_, f32>, out: &mut [f32], out_stride: usize) {
+        avx512: blocks::<Avx512, 12, 2, PAIRS>,
+        avx2: blocks::<Avx2, 6, 2, PAIRS>,
+        portable: blocks::<Scalar<f32>, 4, 4, PAIRS>,
     }
 }
 
 for_each_isa! {
     /// f64 chains, exact for integers; `out` has one row every `out_stride`.
     fn multiply_exact(x: Rows<'_, f64>, panel: Panel<'_, f64>, out: &mut [f64], out_stride: usize) {
-        avx512: blocks::<Avx512Double, 12, 2>, avx2: blocks::<Avx2Double, 6, 2>, portable: blocks::<Scalar<f64>, 4, 4>,
+        avx512: blocks::<Avx512Double, 12, 2, ASCENDING>,
+        avx2: blocks::<Avx2Double, 6, 2, ASCENDING>,
+        portable: blocks::<Scalar<f64>, 4, 4, ASCENDING>,
     }
 }
 
 #[inline(always)]
-fn blocks<V: Vector, const ROWS: usize, const VECTORS: usize>(
+fn blocks<V: Vector, const ROWS: usize, const VECTORS: usize, const IN_PAIRS: bool>(
     x: Rows<'_, V::Element>,
     panel: Panel<'_, V::Element>,
     out: &mut [V::Element],
@@ -56,15 +97,15 @@ fn blocks<V: Vector, const ROWS: usize, const VECTORS: usize>(
         let out = &mut out[row * out_stride..];
         for column in (0..wide).step_by(lanes) {
             if whole {
-                block::<V, ROWS, VECTORS>(rows, panel, column, out, out_stride);
+                block::<V, ROWS, VECTORS, IN_PAIRS>(rows, panel, column, out, out_stride);
             } else {
-                block::<V, 1, VECTORS>(rows, panel, column, out, out_stride);
+                block::<V, 1, VECTORS, IN_PAIRS>(rows, panel, column, out, out_stride);
             }
         }
         for column in wide..panel.width {
             for r in 0..if whole { ROWS } else { 1 } {
                 let rows = Rows { values: &rows.values[r * x.stride..], ..rows };
-                block::<Scalar<V::Element>, 1, 1>(
+                block::<Scalar<V::Element>, 1, 1, IN_PAIRS>(
                     rows,
                     panel,
                     column,
@@ -81,7 +122,7 @@ fn blocks<V: Vector, const ROWS: usize, const VECTORS: usize>(
 #[inline(always)]
 #[expect(unsafe_code, reason = "vector loads and stores take pointers")]
 #[expect(clippy::needless_range_loop, reason = "counted loops are what the compiler unrolls into registers")]
-fn block<V: Vector, const ROWS: usize, const VECTORS: usize>(
+fn block<V: Vector, const ROWS: usize, const VECTORS: usize, const IN_PAIRS: bool>(
     x: Rows<'_, V::Element>,
     panel: Panel<'_, V::Element>,
     column: usize,
@@ -108,21 +149,27 @@ fn block<V: Vector, const ROWS: usize, const VECTORS: usize>(
                 sums[row][vector] = V::load(output(row, vector));
             }
         }
-        let mut pair = 0;
-        while pair + 2 <= k {
+        let pairs = if IN_PAIRS { k / 2 } else { 0 };
+        for pair in 0..pairs {
             step::<V, ROWS, VECTORS>(
                 inputs,
                 x.stride,
                 weights.add(column),
                 panel.stride,
-                pair + 1,
+                2 * pair + 1,
                 &mut sums,
             );
-            step::<V, ROWS, VECTORS>(inputs, x.stride, weights.add(column), panel.stride, pair, &mut sums);
-            pair += 2;
+            step::<V, ROWS, VECTORS>(
+                inputs,
+                x.stride,
+                weights.add(column),
+                panel.stride,
+                2 * pair,
+                &mut sums,
+            );
         }
-        if pair < k {
-            step::<V, ROWS, VECTORS>(inputs, x.stride, weights.add(column), panel.stride, pair, &mut sums);
+        for k in 2 * pairs..k {
+            step::<V, ROWS, VECTORS>(inputs, x.stride, weights.add(column), panel.stride, k, &mut sums);
         }
         for row in 0..ROWS {
             for vector in 0..VECTORS {
@@ -165,20 +212,14 @@ unsafe fn step<V: Vector, const ROWS: usize, const VECTORS: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::Isa;
 
-    /// The definition, written out: one chain, pairs ascending, odd then even.
-    fn chain(x: &[f32], w: impl Fn(usize) -> f32, start: f32) -> f32 {
-        let mut sum = start;
-        for pair in 0..x.len() / 2 {
-            for k in [2 * pair + 1, 2 * pair] {
-                sum = x[k].mul_add(w(k), sum);
-            }
+    /// The definition, written out: one chain.
+    fn chain(order: Order, x: &[f32], w: impl Fn(usize) -> f32, start: f32) -> f32 {
+        let mut ks: Vec<usize> = (0..x.len()).collect();
+        if order == Order::Pairs {
+            ks.chunks_exact_mut(2).for_each(|pair| pair.swap(0, 1));
         }
-        if x.len() % 2 == 1 {
-            sum = x[x.len() - 1].mul_add(w(x.len() - 1), sum);
-        }
-        sum
+        ks.into_iter().fold(start, |sum, k| x[k].mul_add(w(k), sum))
     }
 
     #[test]
@@ -192,13 +233,15 @@ mod tests {
             let x: Vec<f32> = (0..rows * k).map(|_| random()).collect();
             let w: Vec<f32> = (0..k * width).map(|_| random()).collect();
             let start: Vec<f32> = (0..rows * width).map(|_| random()).collect();
-            for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+            let isas = || Isa::ALL.into_iter().filter(|isa| isa.available());
+            for (isa, order) in isas().flat_map(|isa| [(isa, Order::Ascending), (isa, Order::Pairs)]) {
                 let mut out = start.clone();
                 let inputs = Rows { values: &x, stride: k, count: rows };
-                multiply(isa, inputs, Panel { values: &w, stride: width, width, k }, &mut out, width);
+                multiply(isa, order, inputs, Panel { values: &w, stride: width, width, k }, &mut out, width);
                 for row in 0..rows {
                     for column in 0..width {
                         let expected = chain(
+                            order,
                             &x[row * k..(row + 1) * k],
                             |k| w[k * width + column],
                             start[row * width + column],

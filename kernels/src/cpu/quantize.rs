@@ -112,7 +112,8 @@ pub(crate) fn fake_quantize(
                 let parameters = match activation.scale {
                     ActivationScale::Static => {
                         let scale = quantizer.scales[if stored_heads { index } else { 0 }];
-                        Parameters { scale, zero: quantizer.zero }
+                        let zero = (!activation.symmetric).then_some(quantizer.zero);
+                        Parameters { scale, zero }
                     }
                     ActivationScale::Dynamic | ActivationScale::Local | ActivationScale::PowerOfTwo => {
                         library(quantizer, whole.unwrap_or_else(|| range_of(run)))
@@ -120,18 +121,19 @@ pub(crate) fn fake_quantize(
                 };
                 for value in run {
                     let code = quantize(activation, parameters, *value);
-                    *value = (code - parameters.zero) * parameters.scale;
+                    *value = parameters.zero.map_or(code, |zero| code - zero) * parameters.scale;
                 }
             }
         });
     }
 }
 
-/// Scale and zero point of one run.
+/// Scale and zero point of one run. A dynamic symmetric scheme has a zero point of 0, a static one has none: adding 0
+/// turns -0 into +0.
 #[derive(Clone, Copy, Debug)]
 struct Parameters {
     scale: f32,
-    zero: f32,
+    zero: Option<f32>,
 }
 
 /// Smallest and largest value.
@@ -163,7 +165,9 @@ fn round_code(code: Code, value: f32) -> f32 {
 /// `round(clamp(x / scale + zero))`.
 fn quantize(activation: Activation, parameters: Parameters, x: f32) -> f32 {
     let (low, high) = code_range(activation.code);
-    round_code(activation.code, (x / parameters.scale + parameters.zero).clamp(low, high))
+    let scaled = x / parameters.scale;
+    let shifted = parameters.zero.map_or(scaled, |zero| scaled + zero);
+    round_code(activation.code, shifted.clamp(low, high))
 }
 
 /// Parameters as compressed-tensors finds them, activations f32.
@@ -176,7 +180,8 @@ fn library(quantizer: &Quantizer, (low, high): (f32, f32)) -> Parameters {
     if !activation.symmetric {
         let scale = (high - low) / (code_high - code_low);
         let zero = (code_low - low / scale).clamp(code_low, code_high).round_ties_even();
-        return Parameters { scale: or_epsilon(scale), zero: if zero.is_nan() { 0.0 } else { zero } };
+        let zero = if zero.is_nan() { 0.0 } else { zero };
+        return Parameters { scale: or_epsilon(scale), zero: Some(zero) };
     }
     let largest = (-low).max(high);
     let scale = match activation.scale {
@@ -186,7 +191,7 @@ fn library(quantizer: &Quantizer, (low, high): (f32, f32)) -> Parameters {
             or_epsilon(largest / ((code_high - code_low) / 2.0))
         }
     };
-    Parameters { scale, zero: 0.0 }
+    Parameters { scale, zero: Some(0.0) }
 }
 
 /// NVFP4: the group's scale in fp8, under the global scale.
@@ -258,14 +263,16 @@ fn codes(x: &CpuBuffer, quantizer: &Quantizer, windows: &[Range<usize>]) -> CpuO
         let scales = &mut scales[rows.start / segment..rows.end / segment];
         values[rows].par_chunks_mut(segment).zip(scales).for_each(|(run, scale)| {
             let parameters = match activation.scale {
-                ActivationScale::Static => Parameters { scale: quantizer.scales[0], zero: quantizer.zero },
+                ActivationScale::Static => {
+                    Parameters { scale: quantizer.scales[0], zero: Some(quantizer.zero) }
+                }
                 ActivationScale::Dynamic | ActivationScale::Local | ActivationScale::PowerOfTwo => {
                     kernel(activation, whole.unwrap_or_else(|| range_of(run)))
                 }
             };
             *scale = parameters.scale;
             for value in run {
-                *value = kernel_code(activation, parameters, *value) - parameters.zero;
+                *value = kernel_code(activation, parameters, *value);
             }
         });
     }
@@ -278,17 +285,20 @@ fn kernel(activation: Activation, (low, high): (f32, f32)) -> Parameters {
     let or_epsilon = |scale: f32| if scale == 0.0 { f32::EPSILON } else { scale };
     if activation.symmetric {
         let largest = (-low).max(high).max(0.0);
-        return Parameters { scale: or_epsilon(largest / code_high), zero: 0.0 };
+        return Parameters { scale: or_epsilon(largest / code_high), zero: None };
     }
     let scale = or_epsilon((high - low) / (code_high - code_low));
-    Parameters { scale, zero: (code_low - low / scale).round_ties_even() }
+    Parameters { scale, zero: Some((code_low - low / scale).round_ties_even()) }
 }
 
-/// Kernels round before they add the zero point.
+/// `code - zero`. Kernels round before they add the zero point.
 fn kernel_code(activation: Activation, parameters: Parameters, x: f32) -> f32 {
     let (low, high) = code_range(activation.code);
     match activation.code {
-        Code::Int { .. } => ((x / parameters.scale).round_ties_even() + parameters.zero).clamp(low, high),
+        Code::Int { .. } => {
+            let zero = parameters.zero.unwrap_or(0.0);
+            ((x / parameters.scale).round_ties_even() + zero).clamp(low, high) - zero
+        }
         Code::E4m3 | Code::E2m1 | Code::Bf16 | Code::F16 | Code::F32 => {
             round_code(activation.code, (x / parameters.scale).clamp(low, high))
         }
