@@ -1,1 +1,8 @@
 //! What the whole-program tests share.
+
+pub mod assets;
+pub mod checks;
+pub mod compare;
+pub mod models;
+pub mod oracle;
+pub mod safetensors_file;

@@ -49,7 +49,7 @@ pub(crate) fn blocked_chains(isa: Isa, tile: &RowTile<'_>, k: usize, x: Rows<'_,
 ///
 /// Restarting a chain keeps its rounding error small. These lengths are those of the f32 product that Hugging Face
 /// transformers runs on most CPUs (MKL's AVX2 path), so that f32 results agree with it to the bit where the inputs do.
-fn block_length(k: usize) -> usize {
+pub(crate) fn block_length(k: usize) -> usize {
     const LONGEST: usize = 192;
     if k > LONGEST && k <= 2 * LONGEST { k.div_ceil(2) } else { LONGEST.min(k.max(1)) }
 }
