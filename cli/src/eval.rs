@@ -84,7 +84,7 @@ fn print(records: &[Record], paths: usize) -> anyhow::Result<()> {
 }
 
 /// A result that cannot be written after hours of work is found out before.
-fn check_writable(path: &Path) -> anyhow::Result<()> {
+pub(crate) fn check_writable(path: &Path) -> anyhow::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !folder.is_dir() {
         bail!("{}: cannot be written: {} is not a folder; make it first", path.display(), folder.display());

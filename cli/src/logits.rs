@@ -18,6 +18,7 @@ use crate::report::{self, Report};
 use crate::{eval, interrupt, machine};
 
 pub(crate) fn run(options: &LogitsOptions, report: &Report) -> anyhow::Result<Verdict> {
+    eval::check_writable(&options.out)?;
     let model = Model::open(&options.path, &options.model)?;
     let inventory = model.source().inventory();
     let ids = read_ids(&options.ids, inventory.spec.vocab)?;
@@ -100,7 +101,7 @@ fn write<B: Backend>(
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let cannot = || {
         format!(
-            "{}: cannot be written; check that its folder is there and has {bytes} bytes of room, then run the same command again",
+            "{}: cannot be written; check that its folder takes a file of {bytes} bytes, then run the same command again",
             path.display()
         )
     };

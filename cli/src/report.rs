@@ -35,9 +35,9 @@ impl Report {
             (false, false) => Level::Normal,
         };
         let log = match &options.log {
-            Some(path) => Some(Mutex::new(
-                File::create(path).with_context(|| format!("{}: cannot write the log", path.display()))?,
-            )),
+            Some(path) => Some(Mutex::new(File::create(path).with_context(|| {
+                format!("{}: cannot write the log; check that its folder is there", path.display())
+            })?)),
             None => None,
         };
         Ok(Report { level, log, started: Instant::now() })

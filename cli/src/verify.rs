@@ -33,7 +33,8 @@ pub(crate) struct Verification {
     /// What the runtime was held against.
     against: String,
     round_trip: Option<RoundTripRecord>,
-    operands: OperandReport,
+    /// None where the two are not the same model.
+    operands: Option<OperandReport>,
     arithmetic: Vec<ArithmeticReport>,
     /// What was not checked, and why.
     not_checked: Vec<String>,
@@ -151,6 +152,10 @@ pub(crate) fn verify(
     let source = oracle.source();
     // The reference reads the source's own configuration: a container cannot talk it into another model.
     let inventory = Inventory::read(source, &options.accept_config_key)?;
+    let last = inventory.spec.blocks.len().saturating_sub(1);
+    if let Some(layer) = checks.layers.and_then(|layers| layers.iter().copied().find(|layer| *layer > last)) {
+        return Err(ctq_verify::Error::NoSuchLayer { layer, last }.into());
+    }
     let reference = Reference::open(source, &inventory)?;
     let round_trip = match model.container() {
         None => {
@@ -166,6 +171,19 @@ pub(crate) fn verify(
             Some(round_trip_record(&check_round_trip(container, original)?))
         }
     };
+    if let Some(difference) = different_models(model.source().inventory(), &inventory) {
+        not_checked.push(format!("weights and arithmetic: these are not the same model: {difference}"));
+        return Ok(Verification {
+            verification_version: 1,
+            path: model.path.display().to_string(),
+            against,
+            round_trip,
+            operands: None,
+            arithmetic: Vec::new(),
+            not_checked,
+            passed: false,
+        });
+    }
     let cpu = Cpu::detect();
     let engine = |acts| Engine::new(&cpu, model.source(), Settings { acts, compute: Compute::F32 });
     let parts = parts(&inventory, checks.layers);
@@ -175,6 +193,7 @@ pub(crate) fn verify(
     let operands = check_operands(&engine(Acts::Off), &reference, &inventory, &parts, || {
         done += 1;
         progress.at(done);
+        !interrupt::requested()
     })?;
     progress.finish();
     let mut arithmetic = Vec::new();
@@ -209,11 +228,25 @@ pub(crate) fn verify(
         path: model.path.display().to_string(),
         against,
         round_trip,
-        operands,
+        operands: Some(operands),
         arithmetic,
         not_checked,
         passed,
     })
+}
+
+/// The first matrix that only one of two models has, or that has other sides: nothing can be compared then.
+fn different_models(found: &Inventory, expected: &Inventory) -> Option<String> {
+    let matrices = |inventory: &Inventory| -> Vec<(String, [usize; 2])> {
+        inventory.linears().map(|linear| (linear.module.clone(), [linear.n, linear.k])).collect()
+    };
+    let (found, expected) = (matrices(found), matrices(expected));
+    let tell = |matrix: Option<&(String, [usize; 2])>| {
+        matrix.map_or_else(|| "nothing more".to_owned(), |(module, sides)| format!("`{module}` {sides:?}"))
+    };
+    (0..found.len().max(expected.len()))
+        .find(|at| found.get(*at) != expected.get(*at))
+        .map(|at| format!("{} where {} is expected", tell(found.get(at)), tell(expected.get(at))))
 }
 
 fn round_trip_record(round_trip: &RoundTrip) -> RoundTripRecord {
@@ -246,19 +279,20 @@ fn text(verification: &Verification) -> String {
         ));
         lines.extend(round_trip.mismatches.iter().take(5).map(|mismatch| format!("    {mismatch}")));
     }
-    let operands = &verification.operands;
-    lines.push(format!(
-        "  weights      {}: {} matrices, {} weights, {} differ",
-        verdict(operands.passed()),
-        operands.matrices,
-        operands.weights,
-        operands.differing
-    ));
-    if let Some(first) = &operands.first {
+    if let Some(operands) = &verification.operands {
         lines.push(format!(
-            "    first: `{}` row {} k {}: runtime {:e}, reference {:e}",
-            first.module, first.row, first.k, first.runtime, first.reference
+            "  weights      {}: {} matrices, {} weights, {} differ",
+            verdict(operands.passed()),
+            operands.matrices,
+            operands.weights,
+            operands.differing
         ));
+        if let Some(first) = &operands.first {
+            lines.push(format!(
+                "    first: `{}` row {} k {}: runtime {:e}, reference {:e}",
+                first.module, first.row, first.k, first.runtime, first.reference
+            ));
+        }
     }
     for arithmetic in &verification.arithmetic {
         lines.push(String::new());

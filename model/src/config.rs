@@ -117,13 +117,17 @@ impl ModelConfig {
     /// # Errors
     /// Where the bytes are not a JSON object.
     pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<ModelConfig> {
-        let value: Value = serde_json::from_slice(&bytes).map_err(|e| {
-            Error::config(path, "(whole file)", format!("not valid JSON ({e})"), "download config.json again")
-        })?;
+        let broken = |what: String| Error::Shard {
+            path: path.to_owned(),
+            what,
+            next: "download config.json again".to_owned(),
+        };
+        let value: Value =
+            serde_json::from_slice(&bytes).map_err(|e| broken(format!("not valid JSON ({e})")))?;
         match value {
             Value::Object(map) => Ok(ModelConfig { path: path.to_owned(), bytes, map }),
             Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
-                Err(Error::config(path, "(whole file)", "not a JSON object", "download config.json again"))
+                Err(broken("not a JSON object".to_owned()))
             }
         }
     }

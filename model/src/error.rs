@@ -29,7 +29,7 @@ pub enum Error {
     /// A file whose structure is broken.
     #[error("{}: {what}; {next}", path.display())]
     Shard {
-        /// The safetensors file or its index.
+        /// The safetensors file, its index or config.json.
         path: PathBuf,
         /// What is broken.
         what: String,

@@ -6,7 +6,7 @@ use ctq_reference::Reference;
 use ctq_runtime::Lockstep;
 use serde::Serialize;
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// Outcome of comparing every weight of some parts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -43,16 +43,16 @@ impl OperandReport {
     }
 }
 
-/// Compares the operand bits of every matrix of `parts`. `advance` is called after each matrix.
+/// Compares the operand bits of every matrix of `parts`. `advance` is called after each matrix; false stops.
 ///
 /// # Errors
-/// Where either side cannot read a weight.
+/// Where either side cannot read a weight, or `advance` asks to stop.
 pub fn check_operands(
     runtime: &dyn Lockstep,
     reference: &Reference<'_>,
     inventory: &Inventory,
     parts: &[Part],
-    mut advance: impl FnMut(),
+    mut advance: impl FnMut() -> bool,
 ) -> Result<OperandReport> {
     let mut report = OperandReport::default();
     for part in parts {
@@ -73,7 +73,9 @@ pub fn check_operands(
                     });
                 }
             }
-            advance();
+            if !advance() {
+                return Err(Error::Interrupted);
+            }
         }
     }
     Ok(report)

@@ -44,8 +44,10 @@ impl Tokenizer {
         if !path.is_file() {
             return Err(Error::NoTokenizer { directory: directory.to_path_buf() });
         }
-        let bad =
-            |error: tokenizers::Error| Error::BadTokenizer { path: path.clone(), what: error.to_string() };
+        let bad = |error: tokenizers::Error| {
+            let what = format!("not a tokenizer that the tokenizers library reads ({error})");
+            Error::BadTokenizer { path: path.clone(), what }
+        };
         let mut inner = tokenizers::Tokenizer::from_file(&path).map_err(bad)?;
         inner.with_truncation(None).map_err(bad)?;
         inner.with_padding(None);
