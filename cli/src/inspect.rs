@@ -1,11 +1,14 @@
 //! `ctq inspect`: what a checkpoint or container holds.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use comfy_table::{CellAlignment, Table, presets};
 use ctq_model::accounting::{Accounting, Bits};
 use ctq_model::inventory::{Inventory, LinearClass};
+use ctq_model::quantization::QuantizationConfig;
 use ctq_model::spec::FfnSpec;
+use ctq_model::{Checkpoint, TensorSource};
 use serde::Serialize;
 
 use crate::args::InspectOptions;
@@ -64,14 +67,77 @@ struct File {
     bytes: u64,
 }
 
+/// What can still be said of a checkpoint that is sound and that ctq cannot run: the fields of an [`Inspection`] that
+/// are known.
+#[derive(Debug, Serialize)]
+struct Refusal {
+    inspection_version: u32,
+    model: String,
+    path: String,
+    kind: &'static str,
+    family: Option<String>,
+    format: Option<String>,
+    tensors: usize,
+    files: Vec<File>,
+    cannot_run: Vec<String>,
+}
+
 pub(crate) fn run(options: &InspectOptions, _report: &Report) -> anyhow::Result<Verdict> {
-    let model = Model::open(&options.path, &options.model)?;
+    let model = match Model::open(&options.path, &options.model) {
+        Ok(model) => model,
+        Err(error) => return refused(options, error),
+    };
     let inspection = inspect(&model);
     if options.json {
         report::result(&serde_json::to_string_pretty(&inspection)?)?;
     } else {
         report::result(&text(&inspection))?;
     }
+    Ok(Verdict::Good)
+}
+
+/// Says what is known of a checkpoint whose files are sound and whose kind ctq does not run; any other error stands.
+fn refused(options: &InspectOptions, error: anyhow::Error) -> anyhow::Result<Verdict> {
+    use ctq_model::Error as E;
+    let kind_not_run = match error.downcast_ref() {
+        Some(ctq_convert::Error::Checkpoint(E::Unsupported { .. } | E::Config { .. })) => true,
+        Some(_) | None => false,
+    };
+    let Ok(checkpoint) = Checkpoint::open(&options.path) else { return Err(error) };
+    if !kind_not_run {
+        return Err(error);
+    }
+    let config = checkpoint.config();
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let refusal = Refusal {
+        inspection_version: 1,
+        model: name(&std::path::absolute(&options.path)?),
+        path: options.path.display().to_string(),
+        kind: "checkpoint",
+        family: config.model_type().ok().map(str::to_owned),
+        format: match QuantizationConfig::read(config) {
+            Ok(Some(config)) => config.format,
+            Ok(None) => Some("dense".to_owned()),
+            Err(_) => None,
+        },
+        tensors: checkpoint.names().len(),
+        files: checkpoint.files().into_iter().map(|(path, bytes)| File { name: name(path), bytes }).collect(),
+        cannot_run: vec![report::chain(&error)],
+    };
+    if options.json {
+        report::result(&serde_json::to_string_pretty(&refusal)?)?;
+        return Ok(Verdict::Good);
+    }
+    let mut lines = vec![
+        format!("{} (checkpoint)", refusal.model),
+        format!("  family       {}", refusal.family.as_deref().unwrap_or("not stated")),
+        format!("  format       {}", refusal.format.as_deref().unwrap_or("not known")),
+        format!("  tensors      {}", refusal.tensors),
+    ];
+    lines.extend(refusal.cannot_run.iter().map(|reason| format!("  cannot run   {reason}")));
+    lines.push(String::new());
+    lines.extend(refusal.files.iter().map(|file| format!("  {:>14} bytes  {}", file.bytes, file.name)));
+    report::result(&lines.join("\n"))?;
     Ok(Verdict::Good)
 }
 
@@ -122,7 +188,7 @@ fn inspect(model: &Model) -> Inspection {
         vram_gb: accounting.vram_gb(),
         files: model.files().into_iter().map(|(name, bytes)| File { name, bytes }).collect(),
         operands: if inventory.weights_are_bf16() { "bf16" } else { "not all bf16" },
-        // What ctq cannot run at all does not open; the error says why.
+        // What ctq cannot run does not open as a model; see `refused`.
         cannot_run: Vec::new(),
     }
 }

@@ -34,6 +34,29 @@ fn inspect_as_json() {
 }
 
 #[test]
+fn inspect_says_what_ctq_cannot_run_and_still_what_it_is() {
+    let session = Session::with(&[]);
+    let mut model = Checkpoint::bundled("NVFP4");
+    model.config["model_type"] = json!("gemma2");
+    model.write(&session, "model");
+    assert_snapshot!(session.ctq("inspect model").expect(0).stdout, @r"
+    model (checkpoint)
+      family       gemma2
+      format       nvfp4-pack-quantized
+      tensors      63
+      cannot run   model/config.json: not supported: architecture `gemma2`; ctq runs llama, mistral, qwen2, qwen3, mixtral, qwen3_moe; see ARCHITECTURE.md for adding a family
+
+              419720 bytes  model.safetensors
+    ");
+    let printed = session.ctq("inspect model --json").expect(0).stdout;
+    let object: Value = serde_json::from_str(&printed).expect("one JSON object");
+    assert_eq!(object["cannot_run"].as_array().map(Vec::len), Some(1));
+    // A damaged file is no kind of checkpoint: that stays an error.
+    std::fs::write(session.path("model/model.safetensors"), b"short").expect("written");
+    session.ctq("inspect model").expect(2);
+}
+
+#[test]
 fn inspect_takes_a_reader_that_has_seen_enough() {
     let session = Session::with(&["bf16"]);
     let mut child = session.start("inspect bf16");
