@@ -86,7 +86,7 @@ pub struct HeadTiles {
     pub tiles: usize,
     /// [rows, tiles]: largest logit, and the f64 sum of `exp(logit - largest)` in vocabulary order.
     pub partials: Vec<(f32, f64)>,
-    /// [rows]: the target's logit where the target lies in these tiles.
+    /// One a row: the target's logit where the target lies in these tiles.
     pub targets: Vec<Option<f32>>,
 }
 

@@ -115,7 +115,7 @@ pub struct Vector {
 pub struct KvScheme {
     /// How.
     pub activation: Activation,
-    /// Tensor with the scale of keys, [1] or one a head; `None` where scales are dynamic.
+    /// Tensor with the scale of keys, one for all or one a head; `None` where scales are dynamic.
     pub k_scale: Option<String>,
     /// Tensor with the scale of values.
     pub v_scale: Option<String>,

@@ -63,7 +63,7 @@ impl Code {
 pub enum Sharing {
     /// The whole matrix: one scale.
     Tensor,
-    /// A row: [rows] scales.
+    /// A row: one scale each.
     Channel,
     /// `size` consecutive k of a row: [rows, ceil(k / size)] scales.
     Group {

@@ -76,7 +76,7 @@ pub struct AttentionSpec {
     pub v: String,
     /// Module of the output projection, [hidden, heads * head_dim].
     pub o: String,
-    /// Modules of the norms of query and key heads, weight [head_dim].
+    /// Modules of the norms of query and key heads, `head_dim` weights each.
     pub qk_norm: Option<(String, String)>,
 }
 
