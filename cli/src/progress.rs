@@ -7,8 +7,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::report::{Level, Report};
 
-/// Without a terminal: no line sooner than this after the one before.
+/// Without a terminal: no line sooner than this after the one before, but for the first.
 const LINE_EVERY: Duration = Duration::from_secs(10);
+/// The first line comes with the first step when more than this is left: people want to know whether to wait.
+const WORTH_SAYING: Duration = Duration::from_secs(5);
 
 /// Progress over a known amount of work.
 pub(crate) struct Progress<'a> {
@@ -24,7 +26,8 @@ pub(crate) struct Progress<'a> {
 struct State {
     /// Work done before this run began: it says nothing about speed.
     skipped: Option<u64>,
-    last_line: Instant,
+    /// `None` before the first.
+    last_line: Option<Instant>,
 }
 
 /// What is counted.
@@ -51,9 +54,8 @@ impl<'a> Progress<'a> {
             bar.set_style(style);
         }
         bar.set_message(what.to_owned());
-        let now = Instant::now();
-        let state = Mutex::new(State { skipped: None, last_line: now });
-        Progress { report, what: what.to_owned(), unit, bar, started: now, state }
+        let state = Mutex::new(State { skipped: None, last_line: None });
+        Progress { report, what: what.to_owned(), unit, bar, started: Instant::now(), state }
     }
 
     /// `done` of the total is done.
@@ -80,11 +82,12 @@ impl<'a> Progress<'a> {
             elapsed.as_secs_f64(),
             left.as_secs_f64()
         );
-        if self.bar.is_hidden()
-            && self.report.level >= Level::Normal
-            && state.last_line.elapsed() >= LINE_EVERY
-        {
-            state.last_line = Instant::now();
+        let due = match state.last_line {
+            None => left > WORTH_SAYING,
+            Some(last) => last.elapsed() >= LINE_EVERY,
+        };
+        if due && self.bar.is_hidden() && self.report.level >= Level::Normal {
+            state.last_line = Some(Instant::now());
             self.report.note(&line);
         } else {
             self.report.log_line(&line);

@@ -12,6 +12,13 @@ pub const LAYER: f64 = 1e-5;
 /// positions prove nothing and the median does.
 pub const LAYER_MEDIAN: f64 = 2e-3;
 
+/// Where the median is beyond [`LAYER_MEDIAN`]: its largest share of what quantizing activations changes at all.
+///
+/// A dynamic int8 scale puts the largest value of every token on a rounding boundary, so each token has a code that may
+/// fall on either side. In a narrow layer that one code is more than 2e-3, but little beside the rounding of all the
+/// others, which a wrong formula changes as a whole.
+pub const FLIP_SHARE: f64 = 0.5;
+
 /// Relative error (Frobenius) of free-running logits, activations not quantized.
 pub const LOGITS: f64 = 1e-4;
 
