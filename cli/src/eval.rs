@@ -122,14 +122,15 @@ impl Question {
 }
 
 /// Everything that a model makes of a question before it runs.
-pub(crate) struct Prepared {
-    pub(crate) stream: TokenStream,
-    pub(crate) windows: Vec<Window>,
-    pub(crate) vocabulary: usize,
+struct Prepared {
+    stream: TokenStream,
+    windows: Vec<Window>,
+    /// Rows of the head that the softmax runs over.
+    vocabulary: usize,
 }
 
 impl Prepared {
-    pub(crate) fn new(model: &Model, question: &Question, report: &Report) -> anyhow::Result<Prepared> {
+    fn new(model: &Model, question: &Question, report: &Report) -> anyhow::Result<Prepared> {
         let spec = &model.source().inventory().spec;
         let mut tokenizer = Tokenizer::load(&model.path)?.with_model_bos(model.bos_token_id());
         let stream = tokenizer
@@ -183,20 +184,7 @@ pub(crate) fn evaluate(
     let name = path
         .file_name()
         .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
-    let failed = |error: anyhow::Error| {
-        let error = &report::of_model(error, path);
-        report.failure(error);
-        let mut record = Record::new(
-            &name,
-            &path.display().to_string(),
-            &question.protocol.label(),
-            &report::chain(error),
-        );
-        if verdict_of(error) == Verdict::Failed {
-            record.set_without_answer(Status::Invalid, &report::chain(error));
-        }
-        (Evaluated { record, tokens: Vec::new(), kept: None }, verdict_of(error))
-    };
+    let failed = |error| failed(&name, path, question, &report::of_model(error, path), report);
     let opened = Model::open(path, &options.model).and_then(|model| {
         warn_of_unused(path, model.source().inventory(), report);
         let prepared = Prepared::new(&model, question, report)?;
@@ -239,6 +227,23 @@ pub(crate) fn evaluate(
         }
     }
     (records, verdict)
+}
+
+/// Tells an error, and records it in the place of an answer.
+fn failed(
+    name: &str,
+    path: &Path,
+    question: &Question,
+    error: &anyhow::Error,
+    report: &Report,
+) -> (Evaluated, Verdict) {
+    report.failure(error);
+    let (verdict, reason) = (verdict_of(error), report::chain(error));
+    let mut record = Record::new(name, &path.display().to_string(), &question.protocol.label(), &reason);
+    if verdict == Verdict::Failed {
+        record.set_without_answer(Status::Invalid, &reason);
+    }
+    (Evaluated { record, tokens: Vec::new(), kept: None }, verdict)
 }
 
 /// A mode of activation quantization and what a result calls it.
@@ -367,7 +372,8 @@ impl One<'_> {
     }
 }
 
-pub(crate) fn method(inventory: &Inventory, acts: NamedActs, compute: Compute) -> Method {
+/// How a model is scored: what the method id names.
+fn method(inventory: &Inventory, acts: NamedActs, compute: Compute) -> Method {
     let identity = Cpu::detect().identity();
     let kv = match acts.acts {
         Acts::Off => None,

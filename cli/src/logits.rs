@@ -30,9 +30,7 @@ pub(crate) fn run(options: &LogitsOptions, report: &Report) -> anyhow::Result<Ve
     let acts = eval::acts_of(choice, inventory, report)[0].acts;
     let compute = eval::compute_of(options.engine.compute, inventory, report);
     let settings = Settings { acts, compute };
-    let threads = options.engine.threads.unwrap_or_else(machine::threads);
-    let pool =
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build().context("cannot start threads")?;
+    let pool = machine::pool(options.engine.threads)?;
     let cpu = Cpu::detect();
     pool.install(|| match options.engine.tp {
         1 => write(&cpu, &model, settings, &ids, &options.out, report),
@@ -87,6 +85,7 @@ fn read_ids(path: &Path, vocabulary: usize) -> anyhow::Result<Vec<Vec<u32>>> {
     ids.chunks_exact(length).map(|row| row.iter().map(id).collect()).collect()
 }
 
+/// Writes `logits` [B, S, V] F32 to `path`, layer by layer and then rows as they come: beside it, then renamed.
 fn write<B: Backend>(
     backend: &B,
     model: &Model,

@@ -1,19 +1,25 @@
-//! What this machine has: threads and memory, within the limits that a container or scheduler sets.
+//! What this machine has: threads and memory, within the limits that a container or scheduler sets. Knows nothing of
+//! models.
 
 use std::fs;
 use std::num::NonZero;
+
+use anyhow::Context;
 
 /// Threads this process may use.
 pub(crate) fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 
+/// A pool of as many threads as were asked for, or as there are.
+pub(crate) fn pool(asked: Option<usize>) -> anyhow::Result<rayon::ThreadPool> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(asked.unwrap_or_else(threads)).build();
+    pool.context("cannot start threads; ask for fewer with --threads")
+}
+
 /// Memory that could be taken now without swapping, in bytes; `None` where it cannot be known.
 pub(crate) fn available_memory() -> Option<u64> {
-    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
-    let available = kilobytes * 1024;
+    let available = field("/proc/meminfo", "MemAvailable:")?;
     Some(cgroup_room().map_or(available, |room| room.min(available)))
 }
 
@@ -38,8 +44,13 @@ pub(crate) fn reset_peak_memory() {
 
 /// Largest resident memory since the last reset, in bytes.
 pub(crate) fn peak_memory() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+    field("/proc/self/status", "VmHWM:")
+}
+
+/// A field in kB of a file of /proc, in bytes.
+fn field(path: &str, name: &str) -> Option<u64> {
+    let text = fs::read_to_string(path).ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix(name))?;
+    let kilobytes: u64 = value.trim().trim_end_matches("kB").trim().parse().ok()?;
     Some(kilobytes * 1024)
 }

@@ -50,9 +50,7 @@ pub(crate) struct Scored {
 impl Run<'_> {
     /// Scores all windows; goes on from what an earlier, killed run of the same key left.
     pub(crate) fn score(&self, report: &Report) -> anyhow::Result<Scored> {
-        let threads = self.engine.threads.unwrap_or_else(machine::threads);
-        let pool =
-            rayon::ThreadPoolBuilder::new().num_threads(threads).build().context("cannot start threads")?;
+        let pool = machine::pool(self.engine.threads)?;
         let cpu = Cpu::detect();
         pool.install(|| match self.engine.tp {
             1 => self.on(&cpu, report),

@@ -1,11 +1,12 @@
-//! `ctq verify`: bits, layers, logits, and a verdict.
+//! `ctq verify`: which checks apply to what was given, and how their outcome is shown. The checks themselves are those
+//! of `ctq-verify` and `ctq-convert`.
 
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Context;
 use comfy_table::{CellAlignment, Table, presets};
-use ctq_container::Container;
+use ctq_container::{Container, LayerSource};
 use ctq_convert::{RestoredSource, RoundTrip, check_round_trip};
 use ctq_kernels::Compute;
 use ctq_kernels::cpu::Cpu;
@@ -49,25 +50,26 @@ struct RoundTripRecord {
 }
 
 /// What to check.
-pub(crate) struct Checks<'a> {
-    pub(crate) against: Option<&'a Path>,
-    pub(crate) tokens: usize,
-    pub(crate) layers: Option<&'a [usize]>,
-    pub(crate) arithmetic: Arithmetic,
+struct Checks<'a> {
+    /// Checkpoint to hold it against; `None`: the one it was made from.
+    against: Option<&'a Path>,
+    /// Tokens of the forward pass.
+    tokens: usize,
+    /// Layers, ascending; `None`: all.
+    layers: Option<&'a [usize]>,
+    arithmetic: Arithmetic,
 }
 
 /// Whether a forward pass is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Arithmetic {
+enum Arithmetic {
     Run,
     Skip,
 }
 
 pub(crate) fn run(options: &VerifyOptions, report: &Report) -> anyhow::Result<Verdict> {
     let model = Model::open(&options.path, &options.model)?;
-    let threads = options.threads.unwrap_or_else(machine::threads);
-    let pool =
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build().context("cannot start threads")?;
+    let pool = machine::pool(options.threads)?;
     let mut layers = options.layers.clone();
     layers.sort_unstable();
     let checks = Checks {
@@ -142,7 +144,7 @@ fn recorded_source(container: &Container) -> Option<Checkpoint> {
     (record.fingerprint == recorded.fingerprint).then_some(checkpoint)
 }
 
-pub(crate) fn verify(
+fn verify(
     model: &Model,
     checks: &Checks<'_>,
     options: &ModelOptions,
@@ -171,68 +173,96 @@ pub(crate) fn verify(
             Some(round_trip_record(&check_round_trip(container, original)?))
         }
     };
-    if let Some(difference) = different_models(model.source().inventory(), &inventory) {
-        not_checked.push(format!("weights and arithmetic: these are not the same model: {difference}"));
-        return Ok(Verification {
-            verification_version: 1,
-            path: model.path.display().to_string(),
-            against,
-            round_trip,
-            operands: None,
-            arithmetic: Vec::new(),
-            not_checked,
-            passed: false,
-        });
-    }
-    let cpu = Cpu::detect();
-    let engine = |acts| Engine::new(&cpu, model.source(), Settings { acts, compute: Compute::F32 });
-    let parts = parts(&inventory, checks.layers);
-    let matrices: usize = parts.iter().map(|part| inventory.part(*part).linears.len()).sum();
-    let progress = Progress::new(report, "weights", Unit::Steps, matrices as u64);
-    let mut done = 0;
-    let operands = check_operands(&engine(Acts::Off), &reference, &inventory, &parts, || {
-        done += 1;
-        progress.at(done);
-        !interrupt::requested()
-    })?;
-    progress.finish();
-    let mut arithmetic = Vec::new();
-    if checks.arithmetic == Arithmetic::Skip {
-        not_checked.push("the arithmetic: --bits-only".to_owned());
-    } else {
-        let mut modes = vec![(Mode::Off, Acts::Off)];
-        if inventory.quantizes_activations() {
-            modes.push((Mode::Library, Acts::Library));
-        }
-        let spec = &inventory.spec;
-        let plan =
-            Plan { ids: token_ids(checks.tokens, spec.vocab), layers: checks.layers.map(<[usize]>::to_vec) };
-        for (mode, acts) in modes {
-            let steps = plan.layers.as_ref().map_or(spec.blocks.len(), Vec::len) as u64 + 2;
-            let progress = Progress::new(report, "layers", Unit::Steps, steps);
-            let mut done = 0;
-            let result = check_arithmetic(&engine(acts), &reference, spec, &plan, mode, || {
-                done += 1;
-                progress.at(done);
-                !interrupt::requested()
-            });
-            progress.finish();
-            arithmetic.push(result?);
-        }
-    }
-    let passed = operands.passed()
-        && round_trip.as_ref().is_none_or(|round_trip| round_trip.mismatches.is_empty())
-        && arithmetic.iter().all(ArithmeticReport::passed);
-    Ok(Verification {
+    let mut verification = Verification {
         verification_version: 1,
         path: model.path.display().to_string(),
         against,
         round_trip,
-        operands: Some(operands),
-        arithmetic,
+        operands: None,
+        arithmetic: Vec::new(),
         not_checked,
-        passed,
-    })
+        passed: false,
+    };
+    if let Some(difference) = different_models(model.source().inventory(), &inventory) {
+        let what = format!("weights and arithmetic: these are not the same model: {difference}");
+        verification.not_checked.push(what);
+        return Ok(verification);
+    }
+    let sides = Sides { runtime: model.source(), reference: &reference, inventory: &inventory, report };
+    let operands = sides.operands(checks.layers)?;
+    match checks.arithmetic {
+        Arithmetic::Run => verification.arithmetic = sides.arithmetic(checks)?,
+        Arithmetic::Skip => verification.not_checked.push("the arithmetic: --bits-only".to_owned()),
+    }
+    verification.passed = operands.passed()
+        && verification.round_trip.as_ref().is_none_or(|round_trip| round_trip.mismatches.is_empty())
+        && verification.arithmetic.iter().all(ArithmeticReport::passed);
+    verification.operands = Some(operands);
+    Ok(verification)
+}
+
+/// Runtime and reference of one model.
+struct Sides<'a> {
+    runtime: &'a dyn LayerSource,
+    reference: &'a Reference<'a>,
+    inventory: &'a Inventory,
+    report: &'a Report,
+}
+
+impl Sides<'_> {
+    /// Weights of embedding, head and the chosen layers, bit for bit.
+    fn operands(&self, layers: Option<&[usize]>) -> anyhow::Result<OperandReport> {
+        let parts = parts(self.inventory, layers);
+        let matrices: usize = parts.iter().map(|part| self.inventory.part(*part).linears.len()).sum();
+        let cpu = Cpu::detect();
+        let engine = self.engine(&cpu, Acts::Off);
+        Ok(self.watched("weights", matrices, |advance| {
+            check_operands(&engine, self.reference, self.inventory, &parts, advance)
+        })?)
+    }
+
+    /// Each step without quantized activations, and with them where the checkpoint quantizes any.
+    fn arithmetic(&self, checks: &Checks<'_>) -> anyhow::Result<Vec<ArithmeticReport>> {
+        let spec = &self.inventory.spec;
+        let mut modes = vec![(Mode::Off, Acts::Off)];
+        if self.inventory.quantizes_activations() {
+            modes.push((Mode::Library, Acts::Library));
+        }
+        let plan =
+            Plan { ids: token_ids(checks.tokens, spec.vocab), layers: checks.layers.map(<[usize]>::to_vec) };
+        // Embedding, layers, head.
+        let steps = plan.layers.as_ref().map_or(spec.blocks.len(), Vec::len) + 2;
+        let cpu = Cpu::detect();
+        let one = |(mode, acts)| {
+            let engine = self.engine(&cpu, acts);
+            Ok(self.watched("layers", steps, |advance| {
+                check_arithmetic(&engine, self.reference, spec, &plan, mode, advance)
+            })?)
+        };
+        modes.into_iter().map(one).collect()
+    }
+
+    fn engine<'a>(&'a self, cpu: &'a Cpu, acts: Acts) -> Engine<'a, Cpu> {
+        Engine::new(cpu, self.runtime, Settings { acts, compute: Compute::F32 })
+    }
+
+    /// A check under a progress bar. It calls what it is given after each step, and stops where that says false.
+    fn watched<T>(
+        &self,
+        what: &str,
+        steps: usize,
+        check: impl FnOnce(&mut dyn FnMut() -> bool) -> ctq_verify::Result<T>,
+    ) -> ctq_verify::Result<T> {
+        let progress = Progress::new(self.report, what, Unit::Steps, steps as u64);
+        let mut done = 0;
+        let result = check(&mut || {
+            done += 1;
+            progress.at(done);
+            !interrupt::requested()
+        });
+        progress.finish();
+        result
+    }
 }
 
 /// The first matrix that only one of two models has, or that has other sides: nothing can be compared then.

@@ -2,6 +2,7 @@
 //!
 //! Operations are coarse and transformer-shaped, so that a device may fuse inside them. Every output is one chain of
 //! sums whose order does not depend on how work was cut; that makes shards, groups and threads invisible in the bits.
+//! Says what an operation is, not how it is computed: formulas and rounding points are in NUMERICS.md.
 
 use std::ops::Range;
 
@@ -17,9 +18,9 @@ pub const VOCABULARY_TILE: usize = 128;
 /// Who computed: part of a result's method.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendIdentity {
-    /// `cpu` or `cuda`.
+    /// Kind of device: `cpu`.
     pub name: String,
-    /// Instruction set or compute capability.
+    /// Instruction set.
     pub isa: String,
 }
 
@@ -82,11 +83,11 @@ pub struct AttentionShape {
 /// Partial log-sum-exps of a run of vocabulary tiles.
 #[derive(Clone, Debug, Default)]
 pub struct HeadTiles {
-    /// Tiles per row.
+    /// Vocabulary tiles per row of inputs.
     pub tiles: usize,
     /// [rows, tiles]: largest logit, and the f64 sum of `exp(logit - largest)` in vocabulary order.
     pub partials: Vec<(f32, f64)>,
-    /// One a row: the target's logit where the target lies in these tiles.
+    /// One a row of inputs: the target's logit where the target lies in these tiles.
     pub targets: Vec<Option<f32>>,
 }
 
@@ -94,7 +95,7 @@ pub struct HeadTiles {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KernelError {
-    /// No exact kernel arithmetic is defined for a pair of weight and activation codes.
+    /// `--acts kernel` is not defined for a pair of codes.
     #[error(
         "`--acts kernel` is not defined for {weight:?} weights with {activation} activations; use --acts library"
     )]
@@ -103,6 +104,20 @@ pub enum KernelError {
         weight: (Code, Formula),
         /// What the activations are.
         activation: Activation,
+    },
+    /// `--acts kernel` is not defined for groups of activations that straddle those of the weights, or that act-order
+    /// takes apart.
+    #[error(
+        "`--acts kernel` is not defined for {activation} activations on weights in runs of {group} inputs{}: their scales do not change together; use --acts library",
+        if *.permuted { " by act-order" } else { "" }
+    )]
+    GroupsDoNotMeet {
+        /// What the activations are.
+        activation: Activation,
+        /// Inputs that share a scale of the weights.
+        group: usize,
+        /// Whether act-order has changed the order of the inputs.
+        permuted: bool,
     },
 }
 
@@ -132,13 +147,14 @@ pub trait Backend: Send + Sync {
     /// Copies activations to the host.
     fn download(&self, buffer: &Self::Buffer) -> Vec<f32>;
 
-    /// Rows `ids` of a matrix as f32, counted from its own first row, [ids, k]: what an embedding looks up, and the operand bits of any weight.
+    /// Rows `ids` of a matrix as f32, counted from its own first row: [ids, k]. What an embedding looks up, and the
+    /// decompressed bits of any weight.
     fn embed(&self, table: &Self::Matrix, ids: &[u32]) -> Self::Buffer;
 
-    /// `x / rms(x) * weight` over each run of `weight.len()` elements of a row.
+    /// `x / rms(x) * weight` over each run of `weight.len()` elements of a row: [rows, width].
     fn norm(&self, x: &Self::Buffer, weight: &[f32], epsilon: f32) -> Self::Buffer;
 
-    /// Prepares inputs of linears; reductions beyond a row stay inside each of `windows`.
+    /// Prepares inputs of linears, [rows, k]; reductions beyond a row stay inside each of `windows`.
     fn prepare(
         &self,
         x: &Self::Buffer,
@@ -159,7 +175,7 @@ pub trait Backend: Send + Sync {
         compute: Compute,
     ) -> Result<Self::Buffer, KernelError>;
 
-    /// Quantizes and dequantizes in place, per row groups of `head_dim` where scales are per head.
+    /// Quantizes and dequantizes in place; where scales are per head, each run of `head_dim` elements has its own.
     fn fake_quantize(
         &self,
         x: &mut Self::Buffer,
@@ -171,7 +187,8 @@ pub trait Backend: Send + Sync {
     /// Rotates the heads of each row by its position inside its window.
     fn rotate(&self, x: &mut Self::Buffer, rotation: &Rotation, windows: &[Range<usize>]);
 
-    /// Causal attention of the query heads `heads`: [rows, heads.len() * head_dim].
+    /// Causal attention of the query heads `heads`, each of `windows` by itself: [rows, heads.len() * head_dim]. `q` is
+    /// [rows, heads * head_dim], `k` and `v` are [rows, kv_heads * head_dim].
     #[expect(clippy::too_many_arguments, reason = "query, key and value are three things")]
     fn attend(
         &self,
@@ -184,22 +201,22 @@ pub trait Backend: Send + Sync {
         windows: &[Range<usize>],
     ) -> Self::Buffer;
 
-    /// `silu(gate) * up`.
+    /// `silu(gate) * up`, element by element: [rows, width].
     fn gate(&self, gate: &Self::Buffer, up: &Self::Buffer) -> Self::Buffer;
 
-    /// `x += y`.
+    /// `x += y`, element by element.
     fn add(&self, x: &mut Self::Buffer, y: &Self::Buffer);
 
     /// First row that holds a NaN or an infinity.
     fn first_non_finite(&self, x: &Self::Buffer) -> Option<usize>;
 
-    /// Rows `rows` of `x`, in that order.
+    /// Rows `rows` of `x`, in that order: [rows.len(), width].
     fn gather(&self, x: &Self::Buffer, rows: &[u32]) -> Self::Buffer;
 
     /// `x[rows[i]] += weights[i] * y[i]`, product and sum rounded one after the other.
     fn scatter_add(&self, x: &mut Self::Buffer, y: &Self::Buffer, rows: &[u32], weights: &[f32]);
 
-    /// Columns of several buffers side by side: what an all-gather leaves behind.
+    /// Columns of several buffers side by side, [rows, sum of widths]: what an all-gather leaves behind.
     fn concatenate(&self, parts: &[&Self::Buffer]) -> Self::Buffer;
 
     /// Partial log-sum-exps of the logits over vocabulary rows `vocabulary` (starting at a multiple of

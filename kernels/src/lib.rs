@@ -1,6 +1,6 @@
 //! The operations of a transformer on packed weights, once per backend.
 //!
-//! [`Backend`] is the trait: about a dozen coarse operations over opaque buffers. [`cpu::Cpu`] is the backend that is
+//! [`Backend`] is the trait: about twenty coarse operations over opaque buffers. [`cpu::Cpu`] is the backend that is
 //! always there and whose scalar arithmetic is the definition; [`Sharded`] makes several backends look like one, which
 //! is all that tensor parallelism is. Every formula and rounding point is written down in NUMERICS.md.
 //!

@@ -1,4 +1,4 @@
-//! Choices of arithmetic that a result must name.
+//! Choices of arithmetic that a result must name. What each means is in NUMERICS.md.
 
 use std::fmt;
 

@@ -102,7 +102,8 @@ pub const FAMILIES: &[Family] = &[
         qk_norm: QkNorm::Never,
         window: WindowRule::Never,
         ffn: FfnRule::Gated,
-        keys: &["attention_bias", "mlp_bias"],
+        // `is_llama_config` is a note that SmolLM's files carry.
+        keys: &["attention_bias", "mlp_bias", "is_llama_config"],
     },
     Family {
         name: "mistral",

@@ -370,7 +370,9 @@ impl Builder<'_> {
 
     fn kv(&mut self, part: &mut PartInventory, attention: &AttentionSpec) -> Result<Option<KvScheme>> {
         let module = &attention.module;
-        let group = self.matcher.as_ref().and_then(|matcher| matcher.group(module, ModuleClass::Attention));
+        let mut children = vec![&*attention.q, &*attention.k, &*attention.v, &*attention.o];
+        children.extend(attention.qk_norm.iter().flat_map(|(q_norm, k_norm)| [&**q_norm, &**k_norm]));
+        let group = self.matcher.as_ref().and_then(|matcher| matcher.attention_group(module, &children));
         let of_group = group.and_then(|group| group.input_activations.as_ref());
         let (args, queries) = match (of_group, self.config.and_then(|config| config.kv_cache.as_ref())) {
             (Some(args), _) => (args, true),

@@ -53,11 +53,15 @@ impl Pattern {
         Ok(Pattern { text: text.to_owned(), regex: Some(regex) })
     }
 
+    /// `re:.*v_proj` does not mean `qkv_proj`: a projection that is fused only in serving engines is meant by patterns
+    /// that spell it out.
     fn matches_name(&self, name: &str) -> bool {
-        match &self.regex {
-            Some(regex) => regex.is_match(name).unwrap_or(false),
-            None => self.text == name,
-        }
+        let fused = FUSED_STEMS.iter().find(|stem| name.ends_with(&format!(".{stem}_proj")));
+        fused.is_none_or(|stem| self.text.contains(stem))
+            && match &self.regex {
+                Some(regex) => regex.is_match(name).unwrap_or(false),
+                None => self.text == name,
+            }
     }
 
     fn matches_class(&self, class: ModuleClass) -> bool {
@@ -111,7 +115,27 @@ impl<'a> Matcher<'a> {
         }
         self.targets.iter().find(|(pattern, _)| pattern.matches_class(class)).map(|(_, group)| *group)
     }
+
+    /// The group of an attention module as a whole, which quantizes queries, keys and values.
+    ///
+    /// Only a target that hits the module and neither its parent nor one of `children` means the module itself
+    /// (`is_narrow_match`): `re:.*self_attn.*` is a way to name the projections.
+    pub fn attention_group(&self, module: &str, children: &[&str]) -> Option<&'a Group> {
+        let group = self.group(module, ModuleClass::Attention)?;
+        let parent = module.rsplit_once('.').map_or("", |(parent, _)| parent);
+        let hits = |pattern: &Pattern, name: &str| spellings(name).iter().any(|n| pattern.matches_name(n));
+        let narrow = |pattern: &Pattern| {
+            (hits(pattern, module) || pattern.matches_class(ModuleClass::Attention))
+                && !hits(pattern, parent)
+                && !children.iter().any(|child| hits(pattern, child))
+        };
+        let mut own = self.targets.iter().filter(|(_, of)| std::ptr::eq(*of, group));
+        own.any(|(pattern, _)| narrow(pattern)).then_some(group)
+    }
 }
+
+/// What the names of fused projections begin with. No checkpoint of a supported family has such a module.
+const FUSED_STEMS: &[&str] = &["qkv", "gate_up"];
 
 /// A module's name as stored, then as other writers spell it: with and without the prefixes of multimodal
 /// models, Mixtral's experts in either spelling, and the fused projections of serving engines.
@@ -213,6 +237,43 @@ mod tests {
         assert_eq!(chosen(&config, "model.layers.0.self_attn.q_proj").as_deref(), Some("a"));
         assert_eq!(chosen(&config, "model.lm_head_like.self_attn").as_deref(), Some("b"));
         assert_eq!(chosen(&config, "lm_head.extra"), None);
+    }
+
+    #[test]
+    fn a_pattern_for_one_projection_does_not_mean_the_fused_ones() {
+        let config = config(
+            vec![group("linear", &["Linear"]), group("some", &["re:.*v_proj$", "re:.*up_proj$"])],
+            &["re:.*layers.1.*v_proj"],
+        );
+        for (module, expected) in [
+            ("model.layers.0.self_attn.q_proj", Some("linear")),
+            ("model.layers.0.self_attn.k_proj", Some("linear")),
+            ("model.layers.0.self_attn.v_proj", Some("some")),
+            ("model.layers.0.mlp.gate_proj", Some("linear")),
+            ("model.layers.0.mlp.up_proj", Some("some")),
+            ("model.layers.1.self_attn.q_proj", Some("linear")),
+            ("model.layers.1.self_attn.v_proj", None),
+        ] {
+            assert_eq!(chosen(&config, module).as_deref(), expected, "{module}");
+        }
+    }
+
+    #[test]
+    fn attention_as_a_whole_is_meant_by_narrow_targets_only() {
+        let module = "model.layers.0.self_attn";
+        let chosen = |target: &str| {
+            let config = config(vec![group("a", &[target])], &[]);
+            let matcher = Matcher::new(Path::new("config.json"), &config).unwrap();
+            let children = [format!("{module}.q_proj"), format!("{module}.o_proj")];
+            let children: Vec<&str> = children.iter().map(String::as_str).collect();
+            matcher.attention_group(module, &children).is_some()
+        };
+        for narrow in ["LlamaAttention", "re:.*self_attn$", "model.layers.0.self_attn"] {
+            assert!(chosen(narrow), "{narrow}");
+        }
+        for wide in ["Linear", "re:.*self_attn.*", "re:.*layers.0.*", "re:.*self_attn", "re:.*_proj$"] {
+            assert!(!chosen(wide), "{wide}");
+        }
     }
 
     #[test]

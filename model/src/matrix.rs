@@ -47,14 +47,6 @@ impl Code {
             Code::F32 => 4,
         }
     }
-
-    /// True where a code needs a scale to become a weight.
-    pub const fn is_quantized(self) -> bool {
-        match self {
-            Code::Int { .. } | Code::E4m3 | Code::E2m1 => true,
-            Code::Bf16 | Code::F16 | Code::F32 => false,
-        }
-    }
 }
 
 /// Which codes share a scale. `k` is the reduction axis.

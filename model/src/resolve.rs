@@ -132,14 +132,16 @@ impl Resolver<'_> {
             ));
         }
         self.expect_shape("weight", &[self.n, self.k])?;
+        // A group may quantize activations only.
+        let (input, output) = self.activations()?;
         Ok(Scheme {
             storage: Storage::Dense { dtype },
             sharing: Sharing::Tensor,
             scale_dtype: None,
             zeros: ZeroStorage::None,
             act_order: false,
-            input: None,
-            output: None,
+            input,
+            output,
         })
     }
 
@@ -424,18 +426,26 @@ impl Resolver<'_> {
 
     /// The scheme with its activations; zero points and act-order are filled in by the formats that have them.
     fn finish(&self, storage: Storage, sharing: Sharing, scale_dtype: DType) -> Result<Scheme> {
-        let group = self.group;
-        let input = group.and_then(|group| group.input_activations.as_ref());
-        let output = group.and_then(|group| group.output_activations.as_ref());
+        let (input, output) = self.activations()?;
         Ok(Scheme {
             storage,
             sharing,
             scale_dtype: Some(scale_dtype),
             zeros: ZeroStorage::None,
             act_order: false,
-            input: input.map(|args| self.activation(args, "input")).transpose()?,
-            output: output.map(|args| self.activation(args, "output")).transpose()?,
+            input,
+            output,
         })
+    }
+
+    /// How the group quantizes the module's inputs and outputs.
+    fn activations(&self) -> Result<(Option<Activation>, Option<Activation>)> {
+        let input = self.group.and_then(|group| group.input_activations.as_ref());
+        let output = self.group.and_then(|group| group.output_activations.as_ref());
+        Ok((
+            input.map(|args| self.activation(args, "input")).transpose()?,
+            output.map(|args| self.activation(args, "output")).transpose()?,
+        ))
     }
 
     fn activation(&self, args: &QuantizationArgs, side: &str) -> Result<Activation> {

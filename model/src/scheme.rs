@@ -1,6 +1,7 @@
 //! How one linear is stored and how its activations are quantized.
 //!
-//! Names the kinds; which of them a module is, is found out in the private module `resolve`. Computes nothing with the values.
+//! Names the kinds; which of them a module is, is found out in the private module `resolve`. Computes nothing with the
+//! values.
 
 use std::fmt;
 

@@ -318,10 +318,11 @@ impl Reader<'_> {
     fn window(&self, index: usize, blocks: usize) -> Result<Option<usize>> {
         let object = self.config.object();
         let enabled = || -> Result<Option<usize>> {
-            if object.boolean("use_sliding_window")?.unwrap_or(false) {
-                object.positive("sliding_window")
-            } else {
-                Ok(None)
+            match object.map.get("sliding_window") {
+                _ if !object.boolean("use_sliding_window")?.unwrap_or(false) => Ok(None),
+                // The default of the Qwen configurations; a `null` means none.
+                None => Ok(Some(4096)),
+                Some(_) => object.positive("sliding_window"),
             }
         };
         match self.family.window {

@@ -1,4 +1,5 @@
-//! One decoder block over the windows of a group: `x += attention(norm(x)); x += ffn(norm(x))`.
+//! One decoder block over the windows of a group: `x += attention(norm(x)); x += ffn(norm(x))`. The order of the
+//! operations; what each computes is the backend's.
 
 use std::ops::Range;
 
@@ -56,14 +57,10 @@ impl<B: Backend> Context<'_, B> {
         })
     }
 
+    /// Projections, norms of heads, rotation, key-value quantization, attention and output projection.
     fn attention(&self, spec: &AttentionSpec, weights: &BlockWeights<B>, x: &B::Buffer) -> Result<B::Buffer> {
         let backend = self.backend;
-        let mut projections =
-            self.linears([&weights.q, &weights.k, &weights.v], x, self.windows)?.into_iter();
-        let (mut q, mut k, mut v) = match (projections.next(), projections.next(), projections.next()) {
-            (Some(q), Some(k), Some(v)) => (q, k, v),
-            _ => unreachable!("three linears make three outputs"),
-        };
+        let [mut q, mut k, mut v] = self.linears([&weights.q, &weights.k, &weights.v], x, self.windows)?;
         if let Some((q_norm, k_norm)) = &weights.qk_norm {
             q = backend.norm(&q, q_norm, self.epsilon);
             k = backend.norm(&k, k_norm, self.epsilon);
@@ -87,10 +84,11 @@ impl<B: Backend> Context<'_, B> {
         self.linear(&weights.o, &mixed, self.windows)
     }
 
+    /// `down(silu(gate(x)) * up(x))`.
     fn gated(&self, weights: &GatedWeights<B>, x: &B::Buffer, windows: &[Range<usize>]) -> Result<B::Buffer> {
-        let projections = self.linears([&weights.gate, &weights.up], x, windows)?;
-        let inner = self.backend.gate(&projections[0], &projections[1]);
-        drop(projections);
+        let [gate, up] = self.linears([&weights.gate, &weights.up], x, windows)?;
+        let inner = self.backend.gate(&gate, &up);
+        drop((gate, up));
         self.linear(&weights.down, &inner, windows)
     }
 
@@ -106,7 +104,7 @@ impl<B: Backend> Context<'_, B> {
         let backend = self.backend;
         let logits = backend.download(&self.linear(router, x, self.windows)?);
         let rows = self.windows.last().map_or(0, |window| window.end);
-        let width = backend.download(&backend.gather(x, &[0])).len();
+        let width = experts.first().map_or(0, |expert| backend.rows(&expert.down.matrix));
         let mut sum = backend.upload(width, &vec![0.0; rows * width]);
         for (expert, tokens) in experts.iter().zip(route(&logits, experts.len(), top_k, renormalize)) {
             if tokens.rows.is_empty() {
@@ -125,14 +123,15 @@ impl<B: Backend> Context<'_, B> {
         self.windows.iter().map(|window| before(window.start)..before(window.end)).collect()
     }
 
+    /// One linear of `x`, [rows, n].
     pub(crate) fn linear(
         &self,
         weights: &LinearWeights<B>,
         x: &B::Buffer,
         windows: &[Range<usize>],
     ) -> Result<B::Buffer> {
-        let mut outputs = self.linears([weights], x, windows)?;
-        Ok(outputs.remove(0))
+        let [output] = self.linears([weights], x, windows)?;
+        Ok(output)
     }
 
     /// Several linears of the same inputs, which are prepared once where the treatment is the same.
@@ -141,7 +140,7 @@ impl<B: Backend> Context<'_, B> {
         weights: [&LinearWeights<B>; N],
         x: &B::Buffer,
         windows: &[Range<usize>],
-    ) -> Result<Vec<B::Buffer>> {
+    ) -> Result<[B::Buffer; N]> {
         let mut outputs = Vec::with_capacity(N);
         let mut operand = None;
         for (index, linear) in weights.iter().enumerate() {
@@ -158,6 +157,6 @@ impl<B: Backend> Context<'_, B> {
             }
             outputs.push(output);
         }
-        Ok(outputs)
+        Ok(outputs.try_into().unwrap_or_else(|_| unreachable!("one output a linear")))
     }
 }

@@ -1,4 +1,5 @@
-//! The layer loop.
+//! The layer loop: which part is loaded when, what runs over it, what is handed out. Leaves the inside of a layer to
+//! [`crate::block`], and knows nothing of text, protocols or resume files.
 
 use std::ops::Range;
 
@@ -52,6 +53,9 @@ pub trait Observer: Sync {
     }
 }
 
+/// An observer that watches nothing.
+impl Observer for () {}
+
 /// A model that runs one step at a time on one window: what a comparison in lockstep needs.
 ///
 /// Hidden states are [tokens, hidden] f32, positions start at 0.
@@ -80,9 +84,6 @@ pub trait Lockstep {
     /// Where the part cannot be read.
     fn operands(&self, part: Part, module: &str) -> Result<Vec<f32>>;
 }
-
-/// An observer that watches nothing.
-impl Observer for () {}
 
 /// A model on a backend.
 pub struct Engine<'a, B> {
@@ -238,6 +239,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         Ok(run(&norm, &loader.linear(&self.spec().head)))
     }
 
+    /// Head and log-likelihoods of the windows' scored positions.
     fn score_hidden(
         &self,
         windows: &[Window],
@@ -247,16 +249,16 @@ impl<'a, B: Backend> Engine<'a, B> {
     ) -> Result<Vec<WindowScores>> {
         let backend = self.backend;
         let rotation = self.rotation(0);
-        let nll = self.with_head(|norm, head| {
+        let (ranges, whole, nll) = self.with_head(|norm, head| {
             // Only the rows that predict a scored token need logits, unless a scale is shared by the whole window.
+            let whole = shares_scale(&head.input);
             let mut rows = Vec::new();
             let mut targets = Vec::new();
             let mut ranges = Vec::new();
             for (window, range) in windows.iter().zip(&layout.windows) {
                 let first = rows.len();
-                let scored =
-                    if shares_scale(&head.input) { 1..window.ids.len() + 1 } else { window.scored.clone() };
-                for position in scored {
+                let predicted = if whole { 1..window.ids.len() + 1 } else { window.scored.clone() };
+                for position in predicted {
                     rows.push((range.start + position - 1) as u32);
                     // The last row has no target; it is here for its part in a shared scale.
                     targets.push(window.ids.get(position).copied().unwrap_or(0));
@@ -266,21 +268,18 @@ impl<'a, B: Backend> Engine<'a, B> {
             let normed = backend.norm(&backend.gather(hidden, &rows), norm, self.spec().norm_eps as f32);
             let context = self.context(&rotation, &ranges);
             let nll = score(&context, head, &normed, &targets, vocabulary.min(self.spec().vocab))?;
-            Ok::<_, Error>((ranges, nll))
-        })?;
-        let (ranges, nll) = nll?;
+            Ok::<_, Error>((ranges, whole, nll))
+        })??;
+        // Position of the first row of a window that has logits.
+        let first_position = |window: &Window| if whole { 0 } else { window.scored.start - 1 };
         if let Some(row) = nll.iter().position(|nll| !nll.is_finite())
             && let Some((range, window)) = ranges.iter().zip(windows).find(|(range, _)| range.contains(&row))
         {
-            // Rows are those that predict `scored`, or all of the window.
-            let first = if range.len() == window.scored.len() { window.scored.start - 1 } else { 0 };
-            let (module, position) = (self.spec().head.clone(), first + row - range.start);
+            let (module, position) = (self.spec().head.clone(), first_position(window) + row - range.start);
             return Err(Error::NonFinite { module, window: window.index, position });
         }
-        let whole = ranges.iter().zip(windows).any(|(range, window)| range.len() != window.scored.len());
         let scores = windows.iter().zip(ranges).map(|(window, range)| {
-            let offset = if whole { window.scored.start - 1 } else { 0 };
-            let first = range.start + offset;
+            let first = range.start + window.scored.start - 1 - first_position(window);
             WindowScores {
                 window: window.index,
                 first: window.scored.start,
@@ -290,6 +289,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         Ok(scores.collect())
     }
 
+    /// Hands all logits to `sink`, rows in order, [rows, vocab] at a time.
     fn head_logits<E: From<Error>>(
         &self,
         layout: &Layout,

@@ -8,7 +8,7 @@ use ctq_model::spec::FfnSpec;
 /// Bytes of hidden states and scratch that one token takes while a layer runs, on the CPU backend.
 ///
 /// Residual, normed input, prepared operand and the widest intermediate results, in f32. Gathered outputs exist
-/// twice for a moment, once in blocks and once in place.
+/// twice for a moment, once in blocks and once in place. Each of `ranks` holds all of it.
 pub fn bytes_per_token(spec: &Spec, ranks: usize) -> usize {
     let widest = spec.blocks.iter().map(|block| {
         let attention = &block.attention;

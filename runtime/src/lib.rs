@@ -2,7 +2,7 @@
 //!
 //! [`Engine`] is the layer loop: for each layer load, run all windows of a group, drop; the next layer is read
 //! meanwhile. There is no other path, so memory is two layers and the hidden states of a group, and each weight is
-//! decoded once a group. The scores do not depend on groups, threads, shards or interruptions.
+//! read once a group. The scores do not depend on groups, threads, shards or interruptions.
 //!
 //! Knows blocks and their order; knows neither files, tokenizers nor protocols, and leaves arithmetic to the kernels.
 

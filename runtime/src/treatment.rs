@@ -1,4 +1,5 @@
-//! What a checkpoint's activation quantization becomes under `--acts`.
+//! What a checkpoint's activation quantization becomes under `--acts`: which quantizer, with which stored scales.
+//! Quantizes nothing itself.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -63,6 +64,7 @@ pub(crate) struct KvQuantizers {
     pub(crate) q: Option<Quantizer>,
 }
 
+/// Quantizers of a layer's key-value cache, with their stored scales.
 pub(crate) fn kv(scheme: &KvScheme, vectors: &BTreeMap<String, RawVector>) -> KvQuantizers {
     let quantizer = |scale: &Option<String>| Quantizer {
         activation: scheme.activation,

@@ -1,4 +1,4 @@
-//! One part of the model on a backend: matrices handed over packed, vectors as f32.
+//! One part of the model on a backend: matrices handed over packed, vectors as f32. Looks names up; runs nothing.
 
 use std::collections::BTreeMap;
 

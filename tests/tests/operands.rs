@@ -39,6 +39,22 @@ fn operands_are_bit_for_bit_what_compressed_tensors_decompresses() {
     cases.iter().for_each(|case| check_case(case));
 }
 
+/// A group without `weights` leaves the weight alone and still quantizes what flows through the module.
+#[test]
+fn a_group_may_quantize_activations_only() {
+    let path = assets::golden("decode/dense-bf16.json");
+    let file = SafetensorsFile::read(&path.with_extension("safetensors"));
+    let shape = file.shape("expected");
+    let inputs = serde_json::json!({ "num_bits": 8, "type": "float", "strategy": "token", "dynamic": true });
+    let group = serde_json::json!({ "targets": ["Linear"], "weights": null, "input_activations": inputs });
+    let stored = file.tensors();
+    let source = SingleModule::new(&path, (shape[0], shape[1]), &group, &stored, |leaf| leaf != "expected");
+    let inventory = Inventory::read(&source, &[]).expect("an inventory");
+    let linear = inventory.linears().find(|linear| linear.module == MODULE).expect("the module");
+    assert_eq!(linear.scheme.to_string(), "bf16, inputs fp8 token dynamic");
+    assert!(inventory.quantizes_activations());
+}
+
 fn check_case(path: &Path) {
     let case = path.file_stem().and_then(|stem| stem.to_str()).expect("a file name");
     let about: Value = serde_json::from_slice(&std::fs::read(path).expect("golden")).expect("JSON");

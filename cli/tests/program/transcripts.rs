@@ -1,8 +1,8 @@
 //! The transcripts in `cli/tests/transcripts/` double as documentation: what stands there is what the program prints.
 //!
 //! Every line after `$ ` in a `console` block is run by a shell, in a folder that holds copies of the bundled
-//! checkpoints and `text.txt`; stdout and stderr follow it as they came, and the exit code if it is not 0. `[..]` stands
-//! for what differs between runs or machines: times, memory, speed, instruction set.
+//! checkpoints and `text.txt`; stdout and stderr follow it as they came, and the exit code if it is not 0. `[..]`
+//! stands for what differs between runs or machines: times, memory, speed, instruction set.
 //! `SNAPSHOTS=overwrite cargo test` writes what the program prints now.
 
 #![cfg(unix)]

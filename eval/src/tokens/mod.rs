@@ -119,11 +119,11 @@ impl Tokenizer {
                 Ok(Heads { window: over_first(self.bos), note, ..plain(None) })
             }
             BosRule::TokenizerDefault => {
-                let (bos, note) = self.default_bos()?;
+                let (bos, note) = self.default_bos(self.settings.add_bos_in_transformers())?;
                 Ok(Heads { note, ..plain(bos) })
             }
             BosRule::LlamaCpp => {
-                let (bos, note) = self.default_bos()?;
+                let (bos, note) = self.default_bos(self.settings.add_bos)?;
                 Ok(Heads { window: over_first(bos), note, ..plain(bos) })
             }
         }
@@ -135,17 +135,17 @@ impl Tokenizer {
 
     /// The BOS that the tokenizer puts at a text's head by itself, and what to say if its two files disagree.
     ///
-    /// `add_bos_token` of `tokenizer_config.json` decides where it is said, as in transformers 5 (which then
-    /// rebuilds the post-processor) and in llama.cpp (whose converter copies it); else the post-processor of
-    /// `tokenizer.json`.
-    fn default_bos(&self) -> Result<(Option<u32>, Option<String>)> {
+    /// `stated`, `add_bos_token` of `tokenizer_config.json`, decides where it is said, as in transformers 4 (whose
+    /// Llama tokenizer then rebuilds the post-processor; its generic classes do not read it) and in llama.cpp (whose
+    /// converter copies it); else the post-processor of `tokenizer.json`.
+    fn default_bos(&self, stated: Option<bool>) -> Result<(Option<u32>, Option<String>)> {
         let built_in = self.built_in_bos()?;
         let disagreement = |does: &str, says: bool| {
             format!(
                 "tokenizer.json {does} BOS; tokenizer_config.json says add_bos_token {says}, which counts"
             )
         };
-        match (self.settings.add_bos, built_in) {
+        match (stated, built_in) {
             (Some(true), None) => Ok((self.bos, self.bos.map(|_| disagreement("adds no", true)))),
             (Some(false), Some(_)) => Ok((None, Some(disagreement("adds", false)))),
             (Some(true), Some(_)) | (Some(false), None) | (None, _) => Ok((built_in, None)),

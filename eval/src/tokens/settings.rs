@@ -15,11 +15,23 @@ pub(super) struct Settings {
     pub(super) bos_token: Option<String>,
     /// `add_bos_token`, where it is said.
     pub(super) add_bos: Option<bool>,
+    /// `tokenizer_class`, where it is said.
+    class: Option<String>,
     /// The largest id that either file gives a token; `None` if they give none.
     pub(super) largest_id: Option<u32>,
 }
 
+/// Classes of transformers, 4 and 5, that take the post-processor of `tokenizer.json` as it is.
+const IGNORE_ADD_BOS: &[&str] =
+    &["PreTrainedTokenizerFast", "TokenizersBackend", "Qwen2Tokenizer", "Qwen2TokenizerFast"];
+
 impl Settings {
+    /// `add_bos_token` as far as the tokenizer's class reads it.
+    pub(super) fn add_bos_in_transformers(&self) -> Option<bool> {
+        let ignored = self.class.as_deref().is_some_and(|class| IGNORE_ADD_BOS.contains(&class));
+        if ignored { None } else { self.add_bos }
+    }
+
     /// Reads both files of a directory; each may be missing.
     pub(super) fn load(directory: &Path) -> Result<Settings> {
         let config = read_json(&directory.join("tokenizer_config.json"))?;
@@ -31,6 +43,7 @@ impl Settings {
         Ok(Settings {
             bos_token: config.get("bos_token").and_then(token_text),
             add_bos: config.get("add_bos_token").and_then(Value::as_bool),
+            class: config.get("tokenizer_class").and_then(Value::as_str).map(str::to_owned),
             largest_id: configured.chain(listed).max(),
         })
     }

@@ -99,6 +99,17 @@ fn add_bos_token_decides_where_the_files_disagree_and_that_is_said() {
 }
 
 #[test]
+fn classes_that_do_not_read_add_bos_token_go_by_the_post_processor() {
+    let config =
+        json!({"bos_token": "<s>", "add_bos_token": false, "tokenizer_class": "PreTrainedTokenizerFast"});
+    let mut tokenizer = tokenizer(bos_first(), &config);
+    let kept = stream(&mut tokenizer, "exl3-ppl", BosRule::TokenizerDefault).expect("a stream");
+    assert_eq!((kept.ids(), kept.notes().len()), (&[4, 1, 2, 3, 1][..], 0));
+    let dropped = stream(&mut tokenizer, "exl3-ppl", BosRule::LlamaCpp).expect("a stream");
+    assert_eq!((dropped.ids(), dropped.head()), (&[1, 2, 3, 1][..], WindowHead::Stream));
+}
+
+#[test]
 fn bos_may_come_from_the_model_and_may_be_missing() {
     let mut nameless = tokenizer(Value::Null, &json!({"bos_token": null}));
     assert!(matches!(stream(&mut nameless, "exl3-ppl", BosRule::Once), Err(Error::NoBos { .. })));

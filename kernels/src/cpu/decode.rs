@@ -34,6 +34,7 @@ pub(crate) struct RowTile<'a> {
 }
 
 impl<'a> RowTile<'a> {
+    /// Row tile `row_tile` of the whole matrix.
     pub(crate) fn new(matrix: &'a CpuMatrix, row_tile: usize, decode: Decode) -> RowTile<'a> {
         let scales = match decode {
             Decode::Operand(_) => matrix.row_scales(row_tile, ScaleUse::Operand),

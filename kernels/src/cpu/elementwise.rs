@@ -98,15 +98,18 @@ pub(crate) fn rotate(x: &mut CpuBuffer, rotation: &Rotation, windows: &[Range<us
     }
 }
 
+/// `silu(gate) * up`.
 pub(crate) fn gate(gate: &CpuBuffer, up: &CpuBuffer) -> CpuBuffer {
     let values = gate.values.par_iter().zip(&up.values).map(|(gate, up)| silu(*gate) * up).collect();
     CpuBuffer { width: gate.width, values }
 }
 
+/// `x += y`.
 pub(crate) fn add(x: &mut CpuBuffer, y: &CpuBuffer) {
     x.values.par_iter_mut().zip(&y.values).for_each(|(x, y)| *x += y);
 }
 
+/// Adds `bias` to every row.
 pub(crate) fn add_bias(x: &mut CpuBuffer, bias: &[f32]) {
     if x.width == 0 {
         return;
@@ -118,17 +121,20 @@ pub(crate) fn add_bias(x: &mut CpuBuffer, bias: &[f32]) {
     });
 }
 
+/// First row that holds a NaN or an infinity.
 pub(crate) fn first_non_finite(x: &CpuBuffer) -> Option<usize> {
     let at = x.values.par_iter().position_first(|value| !value.is_finite())?;
     Some(at / x.width)
 }
 
+/// Rows `rows` of `x`, in that order.
 pub(crate) fn gather(x: &CpuBuffer, rows: &[u32]) -> CpuBuffer {
     let width = x.width;
     let row = |index: &u32| &x.values[*index as usize * width..(*index as usize + 1) * width];
     CpuBuffer { width, values: rows.iter().flat_map(row).copied().collect() }
 }
 
+/// `x[rows[i]] += weights[i] * y[i]`, product and sum rounded one after the other.
 pub(crate) fn scatter_add(x: &mut CpuBuffer, y: &CpuBuffer, rows: &[u32], weights: &[f32]) {
     let width = x.width;
     for ((row, weight), y) in rows.iter().zip(weights).zip(y.values.chunks_exact(width)) {
@@ -139,6 +145,7 @@ pub(crate) fn scatter_add(x: &mut CpuBuffer, y: &CpuBuffer, rows: &[u32], weight
     }
 }
 
+/// Columns of several buffers side by side.
 pub(crate) fn concatenate(parts: &[&CpuBuffer]) -> CpuBuffer {
     let width: usize = parts.iter().map(|part| part.width).sum();
     let rows = parts.iter().map(|part| part.rows()).max().unwrap_or(0);

@@ -19,6 +19,7 @@ use crate::cpu::quantize::{CpuOperand, OperandKind};
 use crate::cpu::row_tiles::{chains, tiles};
 use crate::cpu::{CpuBuffer, Isa};
 
+/// Output rows `rows` (of the whole matrix) for every row of `x`, without the bias: [count, rows].
 pub(crate) fn linear(
     isa: Isa,
     x: &CpuOperand,
@@ -47,13 +48,15 @@ pub(crate) fn linear(
             let floats = activation.code == Code::E4m3;
             // Groups of activations follow the inputs, groups of act-ordered weights do not.
             let crossed = weight.permutation.is_some() && *segment < x.k;
-            if crossed || !(integers || floats) {
+            if !(integers || floats) {
                 return Err(undefined(weight, *activation));
             }
-            let step = common_run(*segment, weight.group_size(), x.k);
-            if step == 0 {
-                return Err(undefined(weight, *activation));
-            }
+            let group = weight.group_size();
+            let step = if crossed { None } else { common_run(*segment, group, x.k) };
+            let Some(step) = step else {
+                let permuted = weight.permutation.is_some();
+                return Err(KernelError::GroupsDoNotMeet { activation: *activation, group, permuted });
+            };
             let per_row = x.k / segment;
             Ok(tiles(x, weight, rows, |tile, inputs, out| {
                 let scales = &scales[inputs.start * per_row..inputs.end * per_row];
@@ -68,14 +71,11 @@ fn undefined(weight: &CpuMatrix, activation: ctq_model::scheme::Activation) -> K
     KernelError::NoExactProduct { weight: (weight.tiled.code, weight.tiled.formula), activation }
 }
 
-/// The longest run of `k` in which neither side changes its scale, the last of which may be cut short; 0 where runs
-/// would straddle one another.
-fn common_run(a: usize, b: usize, k: usize) -> usize {
+/// The longest run of `k` in which neither side changes its scale, the last of which may be cut short; `None` where
+/// runs would straddle one another.
+fn common_run(a: usize, b: usize, k: usize) -> Option<usize> {
     let (short, long) = (a.min(b), a.max(b));
-    if long >= k {
-        return short;
-    }
-    if long.is_multiple_of(short) { short } else { 0 }
+    (long >= k || long.is_multiple_of(short)).then_some(short)
 }
 
 /// One row tile times some rows of codes.
@@ -83,12 +83,13 @@ struct Task<'a> {
     isa: Isa,
     weight: &'a CpuMatrix,
     tile: usize,
-    /// k of one segment of exact sums.
+    /// k of one segment.
     step: usize,
     /// k that share an activation scale.
     segment: usize,
     /// [count, k / segment].
     scales: &'a [f32],
+    /// Whether both sides are integers, whose sums are exact.
     integers: bool,
 }
 

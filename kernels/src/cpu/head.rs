@@ -12,6 +12,7 @@ use crate::cpu::math::exp;
 use crate::cpu::matrix::CpuMatrix;
 use crate::cpu::quantize::CpuOperand;
 
+/// Partial log-sum-exps over rows `vocabulary` of `head`, counted from its own first row, as `targets` are.
 pub(crate) fn head(
     isa: Isa,
     x: &CpuOperand,

@@ -16,7 +16,7 @@ use crate::cpu::quantize::{CpuOperand, OperandKind};
 use crate::cpu::row_tiles::{blocked_chains, chains, tiles};
 use crate::cpu::{CpuBuffer, Isa};
 
-/// Output rows `rows` (of the whole matrix) for every row of `x`.
+/// Output rows `rows` (of the whole matrix) for every row of `x`, without the bias: [count, rows].
 pub(crate) fn linear(
     isa: Isa,
     x: &CpuOperand,

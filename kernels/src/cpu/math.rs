@@ -1,4 +1,5 @@
 //! Elementary functions and roundings from formulas of our own, so that bits do not depend on the platform's libm.
+//! One number in, one number out: knows neither matrices nor schemes.
 
 /// Nearest bf16, ties to even, as an f32. Infinities and NaN stay.
 #[inline(always)]
@@ -16,8 +17,9 @@ pub(crate) fn round_f16(x: f32) -> f32 {
 
 /// `e^x` rounded once: 2^n times a Taylor polynomial of degree 10 on `|r| <= ln(2)/2`, in f64.
 ///
-/// The relative error before the rounding is below 1e-12, so the result is the nearest f32 but where e^x lies
-/// that close to the middle of two. Branch-free; products and sums are rounded one by one, so every instruction set gives the same bits.
+/// The relative error before the rounding is below 1e-12, so the result is the nearest f32 but where e^x lies that
+/// close to the middle of two. Branch-free; products and sums are rounded one by one, so that every instruction set
+/// gives the same bits.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     // Beyond these e^x is 0 or infinite in f32; the clamp keeps 2^n in the range of f64.

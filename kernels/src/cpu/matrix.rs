@@ -1,10 +1,11 @@
-//! A packed matrix as the CPU backend holds it: the container's tiles, untouched, and a range of rows.
+//! A packed matrix as the CPU backend holds it: the container's tiles, untouched, and a range of rows. Looks scales and
+//! codes up; [`super::decode`] makes weights of them.
 
 use std::ops::Range;
 
 use ctq_container::{ScaleTable, TILE, TiledMatrix};
 use ctq_model::DType;
-use ctq_model::matrix::{Code, Formula};
+use ctq_model::matrix::{Code, Formula, Sharing};
 
 use crate::cpu::math;
 
@@ -82,7 +83,6 @@ impl CpuMatrix {
 
     /// k in one run that shares a scale; the whole of k where rows have one scale, or there is one for all.
     pub(crate) fn group_size(&self) -> usize {
-        use ctq_model::matrix::Sharing;
         match self.tiled.scales.as_ref().map(|table| table.sharing) {
             Some(Sharing::Group { size }) => size,
             Some(Sharing::Block { columns, .. }) => columns,

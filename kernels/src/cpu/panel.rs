@@ -2,7 +2,7 @@
 //! `out[m][j] += sum over k of x[m][k] * panel[k][j]`.
 //!
 //! Each output is one chain of fused multiply-adds in a stated [`Order`]. Lanes run across outputs, so blocking and
-//! vector width cannot change a bit.
+//! vector width cannot change a bit. Knows no codes, no scales and no tiles.
 
 use crate::cpu::Isa;
 use crate::cpu::isa::for_each_isa;

@@ -50,6 +50,7 @@ impl CpuOperand {
     }
 }
 
+/// Inputs of linears after their treatment, [rows, k]; scales of a whole tensor are found window by window.
 pub(crate) fn prepare(
     x: &CpuBuffer,
     treatment: &Treatment,
@@ -80,7 +81,7 @@ fn round_operands(values: &mut [f32], compute: Compute) {
     }
 }
 
-/// Runs of a row that share a scale, and rows that do.
+/// Consecutive elements of a row that share a scale.
 fn run_length(activation: &Activation, width: usize, head_dim: usize) -> usize {
     match activation.sharing {
         ActivationSharing::Tensor | ActivationSharing::Token => width,
@@ -154,6 +155,7 @@ fn code_range(code: Code) -> (f32, f32) {
     }
 }
 
+/// Nearest value of a code, inside its range.
 fn round_code(code: Code, value: f32) -> f32 {
     match code {
         Code::Int { .. } => value.round_ties_even(),
@@ -248,6 +250,7 @@ fn exact(x: &CpuBuffer, quantizer: &Quantizer, windows: &[Range<usize>]) -> CpuO
     }
 }
 
+/// Integers and fp8: codes, and the scales that their sums are multiplied with.
 fn codes(x: &CpuBuffer, quantizer: &Quantizer, windows: &[Range<usize>]) -> CpuOperand {
     let activation = quantizer.activation;
     let width = x.width;

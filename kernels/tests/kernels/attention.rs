@@ -104,8 +104,8 @@ fn bf16_attention_is_the_definition_on_rounded_operands() {
     }
 }
 
-/// Values of 1 show what the probabilities add up to: those that are rounded to bf16 and multiplied, over those that are
-/// not and make the denominator.
+/// Values of 1 show what the probabilities add up to: those that are rounded to bf16 and multiplied, over those that
+/// are not and make the denominator.
 #[test]
 fn bf16_probabilities_are_rounded_and_their_denominator_is_not() {
     // One tile of keys: the running maximum is the maximum by the time anything is rounded.

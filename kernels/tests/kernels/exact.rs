@@ -334,3 +334,20 @@ fn a_product_without_a_kernel_is_refused_by_name() {
         }
     }
 }
+
+#[test]
+fn groups_that_straddle_those_of_the_weights_are_refused_by_name() {
+    let (packed, _) = weights(Code::E4m3, Formula::Affine, DType::F32, Sharing::Group { size: 48 }, None);
+    let groups = quantizer(Code::E4m3, true, ActivationSharing::Group { size: 32 }, DYNAMIC);
+    let cpu = ctq_kernels::cpu::Cpu::detect();
+    let x = cpu.upload(packed.k, &inputs(packed.k));
+    let x = cpu.prepare(&x, &Treatment::Exact(groups), Compute::F32, &WINDOWS);
+    let matrix = cpu.matrix(&packed.tiled(), 0..packed.n, Pieces::Atoms);
+    match cpu.linear(&x, &matrix, None, Compute::F32) {
+        Err(error @ KernelError::GroupsDoNotMeet { group: 48, .. }) => {
+            assert!(error.to_string().contains("runs of 48 inputs"), "{error}");
+        }
+        Err(error) => panic!("{error}"),
+        Ok(_) => panic!("scales that change at 32 and at 48 were applied to one sum"),
+    }
+}

@@ -21,6 +21,7 @@ const KEYS: usize = 64;
 /// Queries that go over a tile together; blocks start at the window's first row.
 const QUERIES: usize = 24;
 
+/// Attention of the query heads `heads`, each window by itself: [rows, heads.len() * head_dim].
 pub(crate) fn attend(
     isa: Isa,
     [q, k, v]: [&CpuBuffer; 3],
@@ -76,6 +77,7 @@ fn transpose(keys: &[f32], dim: usize) -> Vec<f32> {
     panels
 }
 
+/// One query head over one window of tokens, with the keys and values of its group.
 struct Head<'a> {
     isa: Isa,
     shape: &'a AttentionShape,
