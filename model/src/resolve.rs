@@ -363,12 +363,16 @@ impl Resolver<'_> {
             // Old writers store zeros for symmetric schemes too; anything else contradicts the scheme.
             let tensor =
                 self.source.tensor(&name)?.ok_or_else(|| self.missing("weight_zero_point", "just seen"))?;
-            let idle = match (tensor.dtype, packing) {
-                (DType::I32, Some((4, _))) => 0x88,
-                (DType::I32, Some((8, _))) => 0x80,
-                _ => 0,
+            let packed_zeros = || {
+                let (DType::I32, Some((bits, layout))) = (tensor.dtype, packing) else { return false };
+                let (rows, columns) = sharing.shape(self.n, self.k);
+                let words = zero_words(bits, layout, rows);
+                let stored =
+                    tensor.bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().expect("4")));
+                // Packed along the rows: [words, columns].
+                stored.eq(words.into_iter().flat_map(|word| std::iter::repeat_n(word, columns)))
             };
-            if tensor.bytes.iter().any(|byte| *byte != idle && *byte != 0) {
+            if tensor.bytes.iter().any(|byte| *byte != 0) && !packed_zeros() {
                 return Err(self.bad("weight_zero_point", "is not zero, and the scheme is symmetric"));
             }
             return Ok(ZeroStorage::None);
@@ -485,6 +489,21 @@ impl Resolver<'_> {
     }
 }
 
+/// The words of `count` packed zeros, each stored as its offset `2^(bits-1)`.
+fn zero_words(bits: u8, layout: WordLayout, count: usize) -> Vec<u32> {
+    let mut words = vec![0_u32; layout.words(bits, count)];
+    let bits = usize::from(bits);
+    for value in 0..count {
+        // The highest bit of the value is the one that is set.
+        let (word, bit) = match layout {
+            WordLayout::Dense => ((value * bits + bits - 1) / 32, (value * bits + bits - 1) % 32),
+            WordLayout::Padded => (value / (32 / bits), value % (32 / bits) * bits + bits - 1),
+        };
+        words[word] |= 1 << bit;
+    }
+    words
+}
+
 /// Reads activation arguments; fails with what is not supported about them.
 pub(crate) fn activation(args: &QuantizationArgs) -> std::result::Result<Activation, String> {
     let code = match (args.element, args.num_bits) {
@@ -526,4 +545,18 @@ pub(crate) fn activation(args: &QuantizationArgs) -> std::result::Result<Activat
         return Err("`dynamic: local` for other than fp4".to_owned());
     }
     Ok(Activation { code, symmetric: args.symmetric, sharing, scale })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packed_zeros_of_every_layout() {
+        assert_eq!(zero_words(4, WordLayout::Dense, 8), [0x8888_8888]);
+        assert_eq!(zero_words(8, WordLayout::Padded, 5), [0x8080_8080, 0x80]);
+        // Eleven values of 3 bits: the last one's high bit is bit 32 of the string, or bit 2 of the next word.
+        assert_eq!(zero_words(3, WordLayout::Dense, 11), [0x2492_4924, 1]);
+        assert_eq!(zero_words(3, WordLayout::Padded, 11), [0x2492_4924, 4]);
+    }
 }
