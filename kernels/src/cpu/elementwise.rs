@@ -33,9 +33,8 @@ const STEP: usize = 16;
 
 /// Sum of squares in f32 by levels, which keeps the error of long rows small.
 ///
-/// Four chains of eight lanes walk the row side by side; every 16 additions a chain's sum moves up a level. The order
-/// is that of torch's reduction on AVX2 (`aten/src/ATen/native/cpu/SumKernel.cpp`), so that norms agree with
-/// transformers to the bit where the inputs do.
+/// Four chains of eight lanes walk the row side by side; every 16 additions a chain's sum moves up a level. torch 2.14
+/// was measured to have the same bits (`golden/torch_orders.py`).
 fn square_sum(run: &[f32]) -> f32 {
     let whole = run.len() / (LANES * CHAINS);
     let mut lanes = [[0.0_f32; LANES]; CHAINS];

@@ -1,8 +1,8 @@
 //! Attention over whole rows of scores: f32 operands.
 //!
 //! A row's softmax is normalised before it meets the values, and the sum over keys starts again for each block of keys,
-//! as in a linear: the order in which Hugging Face transformers computes its eager attention in f32, so that the two
-//! agree to the bit where the inputs do and `exp` does.
+//! as in a linear: the order of eager attention in Hugging Face transformers, with which it mostly agrees in every bit
+//! (`golden/torch_orders.py`).
 
 use super::{Head, KEYS};
 use crate::cpu::math::exp;
@@ -44,8 +44,8 @@ const LANES: usize = 16;
 
 /// Softmax of the keys that a query sees; `lane` is the first key's position modulo [`LANES`].
 ///
-/// The denominator is sixteen chains by key position, folded in halves; the quotient is a product with its reciprocal
-/// (torch's `vec_host_softmax_lastdim` on AVX-512).
+/// The denominator is sixteen chains by key position, folded in halves; the quotient is a product with its
+/// reciprocal.
 fn softmax(row: &mut [f32], lane: usize, scale: f32) {
     row.iter_mut().for_each(|score| *score *= scale);
     let largest = row.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
