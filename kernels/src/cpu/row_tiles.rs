@@ -48,7 +48,7 @@ pub(crate) fn blocked_chains(isa: Isa, tile: &RowTile<'_>, k: usize, x: Rows<'_,
 /// k of one block of an f32 sum: all up to 192, halves up to 384, else 192 with the rest last.
 ///
 /// Restarting a chain keeps its rounding error small. These lengths are those that torch 2.14 with MKL was measured to
-/// use, but for an odd k between 192 and 384 (`golden/torch_orders.py`).
+/// use at eleven of twelve widths, not at k = 193 (`golden/torch_orders.py`).
 pub(crate) fn block_length(k: usize) -> usize {
     const LONGEST: usize = 192;
     if k > LONGEST && k <= 2 * LONGEST { k.div_ceil(2) } else { LONGEST.min(k.max(1)) }
