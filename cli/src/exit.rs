@@ -4,6 +4,7 @@
 use std::process::ExitCode;
 
 use ctq_container::ErrorKind;
+use ctq_kernels::KernelError;
 
 /// How a command that ran to its end came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,11 +33,17 @@ pub(crate) fn verdict_of(error: &anyhow::Error) -> Verdict {
         if let Some(error) = cause.downcast_ref::<ctq_runtime::Error>() {
             match error {
                 ctq_runtime::Error::NonFinite { .. } => verdict = Verdict::Failed,
-                ctq_runtime::Error::Interrupted | ctq_runtime::Error::Snapshot { .. } => {
+                ctq_runtime::Error::Interrupted
+                | ctq_runtime::Error::Snapshot { .. }
+                | ctq_runtime::Error::TooSmall(_)
+                | ctq_runtime::Error::NoRoom { .. } => {
                     verdict = Verdict::Unfinished;
                 }
                 _ => {}
             }
+        }
+        if let Some(KernelError::OutOfMemory { .. } | KernelError::Device { .. }) = cause.downcast_ref() {
+            verdict = Verdict::Unfinished;
         }
         if let Some(error) = cause.downcast_ref::<ctq_eval::Error>() {
             if error.is_invalid_result() {
@@ -83,4 +90,38 @@ pub(crate) fn code_of(error: &anyhow::Error) -> ExitCode {
 pub(crate) fn failure(error: &anyhow::Error) -> ExitCode {
     eprintln!("error: {error:#}");
     code_of(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_full_or_fails_is_out_of_resources() {
+        let of = |error: ctq_runtime::Error| verdict_of(&anyhow::Error::from(error).context("model"));
+        let device = || "cuda:0".to_owned();
+        let full = || KernelError::OutOfMemory { device: device(), wanted: 1 };
+        let failed = KernelError::Device { device: device(), what: "a copy failed".to_owned() };
+        assert_eq!(of(full().into()), Verdict::Unfinished);
+        assert_eq!(of(failed.into()), Verdict::Unfinished);
+        let module = "model.layers.0.mlp.down_proj".to_owned();
+        assert_eq!(of(ctq_runtime::Error::Kernel { module, source: full() }), Verdict::Unfinished);
+        let no_room = ctq_runtime::Error::NoRoom { device: device(), wanted: 1, needed: 2 };
+        assert_eq!(of(no_room), Verdict::Unfinished);
+    }
+
+    #[test]
+    fn a_product_that_is_not_defined_never_will_be() {
+        let weight = (ctq_model::matrix::Code::Bf16, ctq_model::matrix::Formula::Dense);
+        let activation = ctq_model::scheme::Activation {
+            code: ctq_model::matrix::Code::E4m3,
+            symmetric: true,
+            sharing: ctq_model::scheme::ActivationSharing::Token,
+            scale: ctq_model::scheme::ActivationScale::Dynamic,
+        };
+        let module = "model.layers.0.mlp.down_proj".to_owned();
+        let source = KernelError::NoExactProduct { weight, activation };
+        let error = ctq_runtime::Error::Kernel { module, source };
+        assert_eq!(verdict_of(&error.into()), Verdict::Unusable);
+    }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use ctq_kernels::cpu::Cpu;
 use ctq_kernels::{Backend, Sharded};
-use ctq_runtime::{Engine, Observer, Settings};
+use ctq_runtime::{Engine, Observer, PLENTY_TOKENS, Schedule, Settings};
 use safetensors::{Dtype, SafeTensors};
 
 use crate::args::{ActsChoice, LogitsActs, LogitsOptions};
@@ -115,7 +115,8 @@ fn write<B: Backend>(
     file.write_all(format!("{header:padded$}").as_bytes()).with_context(cannot)?;
     let progress = Progress::new(report, &model.name, Unit::Layers, spec.blocks.len() as u64);
     let sequences: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
-    let engine = Engine::new(backend, model.source(), settings);
+    let schedule = Schedule { batch_tokens: PLENTY_TOKENS, ..Schedule::default() };
+    let engine = Engine::new(backend, model.source(), settings).with_schedule(schedule);
     let mut done = 0;
     let written = engine.logits(&sequences, &Watch { progress: &progress }, |rows| {
         if let Some(at) = rows.iter().position(|logit| !logit.is_finite()) {

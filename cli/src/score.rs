@@ -11,7 +11,7 @@ use ctq_eval::partial::{self, Saved};
 use ctq_kernels::cpu::Cpu;
 use ctq_kernels::{Backend, Sharded};
 use ctq_model::window::{Window, WindowScores};
-use ctq_runtime::{Engine, Error, Observer, Settings, Snapshot, bytes_per_token, groups};
+use ctq_runtime::{Error, Observer, Outcome, Plan, Pool, Resources, Settings, Snapshot};
 use sha2::{Digest, Sha256};
 
 use crate::args::EngineOptions;
@@ -28,7 +28,7 @@ pub(crate) struct Run<'a> {
     pub(crate) windows: &'a [Window],
     /// Rows of the head that the softmax runs over.
     pub(crate) vocabulary: usize,
-    /// Bytes for hidden states; `None`: half of what is free.
+    /// Bytes for hidden states and what a layer makes of them; `None`: half of what is free.
     pub(crate) memory: Option<u64>,
     pub(crate) save_every: Duration,
     /// Everything the scores depend on, in one string.
@@ -53,51 +53,87 @@ impl Run<'_> {
         let pool = machine::pool(self.engine.threads)?;
         let cpu = Cpu::detect();
         pool.install(|| match self.engine.tp {
-            1 => self.on(&cpu, report),
-            ranks => self.on(&Sharded::new(vec![cpu; ranks]), report),
+            1 => self.on(&cpu, self.host_resources(), report),
+            ranks => self.on(&Sharded::new(vec![cpu; ranks]), self.host_resources(), report),
         })
     }
 
-    fn on<B: Backend>(&self, backend: &B, report: &Report) -> anyhow::Result<Scored> {
+    /// What a backend that computes in host memory may take.
+    fn host_resources(&self) -> Resources {
+        let budget = self.memory.unwrap_or_else(|| machine::available_memory().unwrap_or(4 << 30) / 2);
+        Resources { pool: Pool::Shared(budget), scratch: 0, ranks: self.engine.tp }
+    }
+
+    fn on<B: Backend>(&self, backend: &B, resources: Resources, report: &Report) -> anyhow::Result<Scored> {
         let state = ResumeState::open(self.key, report)?;
         let mut scores = state.scores(self.windows, report);
-        let open: Vec<&Window> =
-            self.windows.iter().filter(|window| !scores.iter().any(|s| s.window == window.index)).collect();
-        let lengths: Vec<usize> = open.iter().map(|window| window.ids.len()).collect();
-        let spec = &self.source.inventory().spec;
-        let per_token = bytes_per_token(spec, self.engine.tp) as u64;
-        let budget = self.memory.unwrap_or_else(|| machine::available_memory().unwrap_or(4 << 30) / 2);
-        let groups = groups(&lengths, (budget / per_token.max(1)) as usize);
-        report.detail(&format!(
-            "{}: {} windows in {} groups, {:.2} GiB for hidden states",
-            self.name,
-            open.len(),
-            groups.len(),
-            budget as f64 / (1_u64 << 30) as f64
-        ));
-        let steps = spec.blocks.len() + 1;
-        let progress = Progress::new(report, self.name, Unit::Layers, (steps * groups.len()) as u64);
-        let engine = Engine::new(backend, self.source, self.settings);
-        for (index, group) in groups.iter().enumerate() {
-            let windows: Vec<Window> = open[group.clone()].iter().map(|window| (*window).clone()).collect();
-            let watch = Watch {
-                progress: &progress,
-                before: index * steps,
-                state: &state,
-                group: group_name(&windows),
-                every: self.save_every,
-                last: Mutex::new(Cell::new(Instant::now())),
-            };
+        let open: Vec<Window> = self
+            .windows
+            .iter()
+            .filter(|window| !scores.iter().any(|s| s.window == window.index))
+            .cloned()
+            .collect();
+        let fed = open.iter().map(|window| window.ids.len()).sum();
+        let mut windows_left = open.len();
+        let mut run =
+            ctq_runtime::Run::new(backend, self.source, self.settings, open, self.vocabulary, resources)?;
+        let mut progress = self.progress(run.plan(), windows_left, report);
+        while let Some(windows) = run.next_group() {
+            let watch = self.watch(&progress, run.groups_done(), &state, windows);
             let snapshot = state.snapshot(&watch.group, report);
-            let group = engine.score(&windows, self.vocabulary, snapshot, &watch);
             let done = scores.len();
-            scores.extend(group.map_err(|error| self.told(error.into(), done))?);
-            state.save(&scores).map_err(|error| self.told(error, done))?;
+            match run.score_group(snapshot, &watch).map_err(|error| self.told(error.into(), done))? {
+                Outcome::Scored(group) => {
+                    windows_left -= group.len();
+                    scores.extend(group);
+                    state.save(&scores).map_err(|error| self.told(error, done))?;
+                }
+                Outcome::Replanned(replanned) => {
+                    report.warning(&format!("{}: {replanned}", self.name));
+                    progress.finish();
+                    progress = self.progress(run.plan(), windows_left, report);
+                }
+            }
             state.forget_snapshot();
         }
         progress.finish();
         scores.sort_by_key(|scores| scores.window);
-        Ok(Scored { scores, fed: lengths.iter().sum(), kept: state })
+        Ok(Scored { scores, fed, kept: state })
+    }
+
+    /// Steps of a group: its layers, and the head.
+    fn steps(&self) -> usize {
+        self.source.inventory().spec.blocks.len() + 1
+    }
+
+    /// Progress over a plan, which is told too.
+    fn progress<'r>(&self, plan: &Plan, windows: usize, report: &'r Report) -> Progress<'r> {
+        let gibibytes = |bytes: u64| bytes as f64 / (1_u64 << 30) as f64;
+        report.detail(&format!(
+            "{}: {windows} windows in {} groups, {} tokens at a time, about {:.2} GiB",
+            self.name,
+            plan.groups.len(),
+            plan.schedule.batch_tokens,
+            gibibytes(plan.device_bytes + plan.host_bytes)
+        ));
+        Progress::new(report, self.name, Unit::Layers, (self.steps() * plan.groups.len()) as u64)
+    }
+
+    fn watch<'w>(
+        &self,
+        progress: &'w Progress<'w>,
+        groups_done: usize,
+        state: &'w ResumeState,
+        windows: &[Window],
+    ) -> Watch<'w> {
+        Watch {
+            progress,
+            before: groups_done * self.steps(),
+            state,
+            group: group_name(windows),
+            every: self.save_every,
+            last: Mutex::new(Cell::new(Instant::now())),
+        }
     }
 
     /// An error, and what is done already where the same command goes on.

@@ -10,6 +10,7 @@ use ctq_container::TiledMatrix;
 use ctq_model::matrix::{Code, Formula};
 use ctq_model::scheme::Activation;
 
+use crate::route::{ExpertTokens, Renormalize};
 use crate::{Compute, Rotation};
 
 /// Rows of the vocabulary that one partial log-sum-exp covers.
@@ -91,7 +92,7 @@ pub struct HeadTiles {
     pub targets: Vec<Option<f32>>,
 }
 
-/// An operation that a backend cannot perform.
+/// An operation that a backend cannot perform, or that its device failed at.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KernelError {
@@ -119,11 +120,38 @@ pub enum KernelError {
         /// Whether act-order has changed the order of the inputs.
         permuted: bool,
     },
+    /// A device has no memory left.
+    #[error(
+        "{device} has no room for {wanted} more bytes; give it less at a time with --memory, or take --device cpu"
+    )]
+    OutOfMemory {
+        /// Which.
+        device: String,
+        /// Bytes that were asked for.
+        wanted: u64,
+    },
+    /// A copy, a launch or a library failed on a device.
+    #[error(
+        "{device}: {what}; run the same command again, and where it stays, take --device cpu and report it"
+    )]
+    Device {
+        /// Which.
+        device: String,
+        /// What failed.
+        what: String,
+    },
 }
 
 /// A device that multiplies packed weights with activations.
 ///
 /// Buffers are [rows, width] f32; a row is a token. `windows` are the ranges of rows that belong together.
+///
+/// A device may work behind its caller: what an operation returns may still be under way, and an operation that waits
+/// may tell of a failure of one before it.
+///
+/// # Errors
+/// Every operation that allocates, copies or computes fails with [`KernelError::OutOfMemory`] where the device has no
+/// room, and with [`KernelError::Device`] where it fails. Then buffers given as `&mut` hold anything.
 pub trait Backend: Send + Sync {
     /// A packed matrix, or a range of its rows.
     type Matrix: Send + Sync;
@@ -136,23 +164,28 @@ pub trait Backend: Send + Sync {
     fn identity(&self) -> BackendIdentity;
 
     /// Takes rows `rows` of a packed matrix, which may be cut further into `pieces`. Weights stay packed.
-    fn matrix(&self, matrix: &TiledMatrix, rows: Range<usize>, pieces: Pieces) -> Self::Matrix;
+    fn matrix(
+        &self,
+        matrix: &TiledMatrix,
+        rows: Range<usize>,
+        pieces: Pieces,
+    ) -> Result<Self::Matrix, KernelError>;
 
     /// Output rows of a matrix.
     fn rows(&self, matrix: &Self::Matrix) -> usize;
 
     /// Copies host activations, [rows, width] row-major, to the device.
-    fn upload(&self, width: usize, values: &[f32]) -> Self::Buffer;
+    fn upload(&self, width: usize, values: &[f32]) -> Result<Self::Buffer, KernelError>;
 
     /// Copies activations to the host.
-    fn download(&self, buffer: &Self::Buffer) -> Vec<f32>;
+    fn download(&self, buffer: &Self::Buffer) -> Result<Vec<f32>, KernelError>;
 
     /// Rows `ids` of a matrix as f32, counted from its own first row: [ids, k]. What an embedding looks up, and the
     /// decompressed bits of any weight.
-    fn embed(&self, table: &Self::Matrix, ids: &[u32]) -> Self::Buffer;
+    fn embed(&self, table: &Self::Matrix, ids: &[u32]) -> Result<Self::Buffer, KernelError>;
 
     /// `x / rms(x) * weight` over each run of `weight.len()` elements of a row: [rows, width].
-    fn norm(&self, x: &Self::Buffer, weight: &[f32], epsilon: f32) -> Self::Buffer;
+    fn norm(&self, x: &Self::Buffer, weight: &[f32], epsilon: f32) -> Result<Self::Buffer, KernelError>;
 
     /// Prepares inputs of linears, [rows, k]; reductions beyond a row stay inside each of `windows`.
     fn prepare(
@@ -161,12 +194,12 @@ pub trait Backend: Send + Sync {
         treatment: &Treatment,
         compute: Compute,
         windows: &[Range<usize>],
-    ) -> Self::Operand;
+    ) -> Result<Self::Operand, KernelError>;
 
     /// `x * W^T + bias`: [rows, n]. `bias` is of the whole matrix that `weight` is a range of.
     ///
     /// # Errors
-    /// Where no exact product is defined for the operand's codes and these weights.
+    /// Also where no exact product is defined for the operand's codes and these weights.
     fn linear(
         &self,
         x: &Self::Operand,
@@ -175,6 +208,23 @@ pub trait Backend: Send + Sync {
         compute: Compute,
     ) -> Result<Self::Buffer, KernelError>;
 
+    /// Several linears of different inputs, one an expert: `x[i] * W[i]^T + bias[i]` for each `i`, of as many rows as
+    /// `x[i]`. All weights are [n, k]; their schemes may differ. A device may run them as one grouped product, with the
+    /// bits of one [`Backend::linear`] each.
+    ///
+    /// # Errors
+    /// As [`Backend::linear`].
+    fn linear_experts(
+        &self,
+        x: &[Self::Operand],
+        weights: &[&Self::Matrix],
+        biases: &[Option<&[f32]>],
+        compute: Compute,
+    ) -> Result<Vec<Self::Buffer>, KernelError> {
+        let experts = x.iter().zip(weights).zip(biases);
+        experts.map(|((x, weight), bias)| self.linear(x, weight, *bias, compute)).collect()
+    }
+
     /// Quantizes and dequantizes in place; where scales are per head, each run of `head_dim` elements has its own.
     fn fake_quantize(
         &self,
@@ -182,10 +232,15 @@ pub trait Backend: Send + Sync {
         quantizer: &Quantizer,
         head_dim: usize,
         windows: &[Range<usize>],
-    );
+    ) -> Result<(), KernelError>;
 
     /// Rotates the heads of each row by its position inside its window.
-    fn rotate(&self, x: &mut Self::Buffer, rotation: &Rotation, windows: &[Range<usize>]);
+    fn rotate(
+        &self,
+        x: &mut Self::Buffer,
+        rotation: &Rotation,
+        windows: &[Range<usize>],
+    ) -> Result<(), KernelError>;
 
     /// Causal attention of the query heads `heads`, each of `windows` by itself: [rows, heads.len() * head_dim]. `q` is
     /// [rows, heads * head_dim], `k` and `v` are [rows, kv_heads * head_dim].
@@ -199,25 +254,40 @@ pub trait Backend: Send + Sync {
         heads: Range<usize>,
         compute: Compute,
         windows: &[Range<usize>],
-    ) -> Self::Buffer;
+    ) -> Result<Self::Buffer, KernelError>;
 
     /// `silu(gate) * up`, element by element: [rows, width].
-    fn gate(&self, gate: &Self::Buffer, up: &Self::Buffer) -> Self::Buffer;
+    fn gate(&self, gate: &Self::Buffer, up: &Self::Buffer) -> Result<Self::Buffer, KernelError>;
 
     /// `x += y`, element by element.
-    fn add(&self, x: &mut Self::Buffer, y: &Self::Buffer);
+    fn add(&self, x: &mut Self::Buffer, y: &Self::Buffer) -> Result<(), KernelError>;
 
     /// First row that holds a NaN or an infinity.
-    fn first_non_finite(&self, x: &Self::Buffer) -> Option<usize>;
+    fn first_non_finite(&self, x: &Self::Buffer) -> Result<Option<usize>, KernelError>;
+
+    /// The tokens of each expert, in the order of the experts: of each row of `logits`, [tokens, experts], the `top_k`
+    /// largest, the lower index of equals. Weights are those of a softmax in f64.
+    fn route(
+        &self,
+        logits: &Self::Buffer,
+        top_k: usize,
+        renormalize: Renormalize,
+    ) -> Result<Vec<ExpertTokens>, KernelError>;
 
     /// Rows `rows` of `x`, in that order: [rows.len(), width].
-    fn gather(&self, x: &Self::Buffer, rows: &[u32]) -> Self::Buffer;
+    fn gather(&self, x: &Self::Buffer, rows: &[u32]) -> Result<Self::Buffer, KernelError>;
 
     /// `x[rows[i]] += weights[i] * y[i]`, product and sum rounded one after the other.
-    fn scatter_add(&self, x: &mut Self::Buffer, y: &Self::Buffer, rows: &[u32], weights: &[f32]);
+    fn scatter_add(
+        &self,
+        x: &mut Self::Buffer,
+        y: &Self::Buffer,
+        rows: &[u32],
+        weights: &[f32],
+    ) -> Result<(), KernelError>;
 
     /// Columns of several buffers side by side, [rows, sum of widths]: what an all-gather leaves behind.
-    fn concatenate(&self, parts: &[&Self::Buffer]) -> Self::Buffer;
+    fn concatenate(&self, parts: &[&Self::Buffer]) -> Result<Self::Buffer, KernelError>;
 
     /// Partial log-sum-exps of the logits over vocabulary rows `vocabulary` (starting at a multiple of
     /// [`VOCABULARY_TILE`] from the matrix's own first row). `targets` count from the matrix's first row too.

@@ -8,8 +8,10 @@
 
 mod backend;
 pub mod cpu;
+mod exact_product;
 mod numerics;
 mod rotation;
+mod route;
 mod sharded;
 
 pub use backend::{
@@ -18,4 +20,5 @@ pub use backend::{
 };
 pub use numerics::{Compute, NUMERICS_REVISION};
 pub use rotation::Rotation;
+pub use route::{ExpertTokens, Renormalize};
 pub use sharded::Sharded;

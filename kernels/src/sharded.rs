@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use crate::backend::{
     AttentionShape, Backend, BackendIdentity, HeadTiles, KernelError, Pieces, Quantizer, Treatment,
 };
+use crate::route::{ExpertTokens, Renormalize};
 use crate::{Compute, Rotation};
 
 /// Ranks of one model, in one process.
@@ -37,12 +38,22 @@ impl<B: Backend> Sharded<B> {
         Sharded { ranks }
     }
 
-    fn each<T: Send>(&self, run: impl Fn(usize, &B) -> T + Sync) -> Vec<T> {
-        self.ranks.par_iter().enumerate().map(|(index, rank)| run(index, rank)).collect()
+    /// What `run` makes on every rank; the error of the first rank that fails.
+    fn each<T: Send>(
+        &self,
+        run: impl Fn(usize, &B) -> Result<T, KernelError> + Sync,
+    ) -> Result<Vec<T>, KernelError> {
+        self.ranks
+            .par_iter()
+            .enumerate()
+            .map(|(index, rank)| run(index, rank))
+            .collect::<Vec<_>>()
+            .into_iter()
+            .collect()
     }
 
     /// Puts the ranks' columns side by side, a copy for every rank.
-    fn all_gather(&self, parts: &[B::Buffer]) -> Vec<B::Buffer> {
+    fn all_gather(&self, parts: &[B::Buffer]) -> Result<Vec<B::Buffer>, KernelError> {
         let parts: Vec<&B::Buffer> = parts.iter().collect();
         self.each(|_, rank| rank.concatenate(&parts))
     }
@@ -64,27 +75,33 @@ impl<B: Backend> Backend for Sharded<B> {
         self.ranks[0].identity()
     }
 
-    fn matrix(&self, matrix: &TiledMatrix, rows: Range<usize>, pieces: Pieces) -> Self::Matrix {
+    fn matrix(
+        &self,
+        matrix: &TiledMatrix,
+        rows: Range<usize>,
+        pieces: Pieces,
+    ) -> Result<Self::Matrix, KernelError> {
         let shards = self.each(|index, rank| {
             let part = share(rows.len(), pieces.rows(), index, self.ranks.len());
-            (part.start, rank.matrix(matrix, rows.start + part.start..rows.start + part.end, pieces))
-        });
-        ShardedMatrix { shards, rows: rows.len() }
+            let shard = rank.matrix(matrix, rows.start + part.start..rows.start + part.end, pieces)?;
+            Ok((part.start, shard))
+        })?;
+        Ok(ShardedMatrix { shards, rows: rows.len() })
     }
 
     fn rows(&self, matrix: &Self::Matrix) -> usize {
         matrix.rows
     }
 
-    fn upload(&self, width: usize, values: &[f32]) -> Self::Buffer {
+    fn upload(&self, width: usize, values: &[f32]) -> Result<Self::Buffer, KernelError> {
         self.each(|_, rank| rank.upload(width, values))
     }
 
-    fn download(&self, buffer: &Self::Buffer) -> Vec<f32> {
+    fn download(&self, buffer: &Self::Buffer) -> Result<Vec<f32>, KernelError> {
         self.ranks[0].download(&buffer[0])
     }
 
-    fn embed(&self, table: &Self::Matrix, ids: &[u32]) -> Self::Buffer {
+    fn embed(&self, table: &Self::Matrix, ids: &[u32]) -> Result<Self::Buffer, KernelError> {
         // Each rank looks up the ids it holds; a row comes whole from one rank.
         let mut width = 0;
         let mut rows = vec![Vec::new(); ids.len()];
@@ -96,7 +113,7 @@ impl<B: Backend> Backend for Sharded<B> {
                 continue;
             }
             let wanted: Vec<u32> = held.iter().map(|i| ids[*i] - *first as u32).collect();
-            let values = rank.download(&rank.embed(shard, &wanted));
+            let values = rank.download(&rank.embed(shard, &wanted)?)?;
             width = values.len() / wanted.len();
             for (index, row) in held.into_iter().zip(values.chunks_exact(width)) {
                 rows[index] = row.to_vec();
@@ -105,7 +122,7 @@ impl<B: Backend> Backend for Sharded<B> {
         self.upload(width, &rows.concat())
     }
 
-    fn norm(&self, x: &Self::Buffer, weight: &[f32], epsilon: f32) -> Self::Buffer {
+    fn norm(&self, x: &Self::Buffer, weight: &[f32], epsilon: f32) -> Result<Self::Buffer, KernelError> {
         self.each(|index, rank| rank.norm(&x[index], weight, epsilon))
     }
 
@@ -115,7 +132,7 @@ impl<B: Backend> Backend for Sharded<B> {
         treatment: &Treatment,
         compute: Compute,
         windows: &[Range<usize>],
-    ) -> Self::Operand {
+    ) -> Result<Self::Operand, KernelError> {
         self.each(|index, rank| rank.prepare(&x[index], treatment, compute, windows))
     }
 
@@ -126,8 +143,9 @@ impl<B: Backend> Backend for Sharded<B> {
         bias: Option<&[f32]>,
         compute: Compute,
     ) -> Result<Self::Buffer, KernelError> {
-        let parts = self.each(|index, rank| rank.linear(&x[index], &weight.shards[index].1, bias, compute));
-        Ok(self.all_gather(&parts.into_iter().collect::<Result<Vec<_>, _>>()?))
+        let parts =
+            self.each(|index, rank| rank.linear(&x[index], &weight.shards[index].1, bias, compute))?;
+        self.all_gather(&parts)
     }
 
     fn fake_quantize(
@@ -136,16 +154,23 @@ impl<B: Backend> Backend for Sharded<B> {
         quantizer: &Quantizer,
         head_dim: usize,
         windows: &[Range<usize>],
-    ) {
+    ) -> Result<(), KernelError> {
         for (rank, x) in self.ranks.iter().zip(x) {
-            rank.fake_quantize(x, quantizer, head_dim, windows);
+            rank.fake_quantize(x, quantizer, head_dim, windows)?;
         }
+        Ok(())
     }
 
-    fn rotate(&self, x: &mut Self::Buffer, rotation: &Rotation, windows: &[Range<usize>]) {
+    fn rotate(
+        &self,
+        x: &mut Self::Buffer,
+        rotation: &Rotation,
+        windows: &[Range<usize>],
+    ) -> Result<(), KernelError> {
         for (rank, x) in self.ranks.iter().zip(x) {
-            rank.rotate(x, rotation, windows);
+            rank.rotate(x, rotation, windows)?;
         }
+        Ok(())
     }
 
     fn attend(
@@ -157,40 +182,57 @@ impl<B: Backend> Backend for Sharded<B> {
         heads: Range<usize>,
         compute: Compute,
         windows: &[Range<usize>],
-    ) -> Self::Buffer {
+    ) -> Result<Self::Buffer, KernelError> {
         let parts = self.each(|index, rank| {
             let part = share(heads.len(), 1, index, self.ranks.len());
             let part = heads.start + part.start..heads.start + part.end;
             rank.attend(&q[index], &k[index], &v[index], shape, part, compute, windows)
-        });
+        })?;
         self.all_gather(&parts)
     }
 
-    fn gate(&self, gate: &Self::Buffer, up: &Self::Buffer) -> Self::Buffer {
+    fn gate(&self, gate: &Self::Buffer, up: &Self::Buffer) -> Result<Self::Buffer, KernelError> {
         self.each(|index, rank| rank.gate(&gate[index], &up[index]))
     }
 
-    fn add(&self, x: &mut Self::Buffer, y: &Self::Buffer) {
+    fn add(&self, x: &mut Self::Buffer, y: &Self::Buffer) -> Result<(), KernelError> {
         for (index, (rank, x)) in self.ranks.iter().zip(x).enumerate() {
-            rank.add(x, &y[index]);
+            rank.add(x, &y[index])?;
         }
+        Ok(())
     }
 
-    fn first_non_finite(&self, x: &Self::Buffer) -> Option<usize> {
+    fn first_non_finite(&self, x: &Self::Buffer) -> Result<Option<usize>, KernelError> {
         self.ranks[0].first_non_finite(&x[0])
     }
 
-    fn gather(&self, x: &Self::Buffer, rows: &[u32]) -> Self::Buffer {
+    fn route(
+        &self,
+        logits: &Self::Buffer,
+        top_k: usize,
+        renormalize: Renormalize,
+    ) -> Result<Vec<ExpertTokens>, KernelError> {
+        self.ranks[0].route(&logits[0], top_k, renormalize)
+    }
+
+    fn gather(&self, x: &Self::Buffer, rows: &[u32]) -> Result<Self::Buffer, KernelError> {
         self.each(|index, rank| rank.gather(&x[index], rows))
     }
 
-    fn scatter_add(&self, x: &mut Self::Buffer, y: &Self::Buffer, rows: &[u32], weights: &[f32]) {
+    fn scatter_add(
+        &self,
+        x: &mut Self::Buffer,
+        y: &Self::Buffer,
+        rows: &[u32],
+        weights: &[f32],
+    ) -> Result<(), KernelError> {
         for (index, (rank, x)) in self.ranks.iter().zip(x).enumerate() {
-            rank.scatter_add(x, &y[index], rows, weights);
+            rank.scatter_add(x, &y[index], rows, weights)?;
         }
+        Ok(())
     }
 
-    fn concatenate(&self, parts: &[&Self::Buffer]) -> Self::Buffer {
+    fn concatenate(&self, parts: &[&Self::Buffer]) -> Result<Self::Buffer, KernelError> {
         self.each(|index, rank| rank.concatenate(&parts.iter().map(|part| &part[index]).collect::<Vec<_>>()))
     }
 
@@ -210,8 +252,7 @@ impl<B: Backend> Backend for Sharded<B> {
             let targets: Vec<Option<u32>> =
                 targets.iter().map(|t| t.and_then(|t| t.checked_sub(*first as u32))).collect();
             rank.head(&x[index], shard, local, &targets, compute)
-        });
-        let parts = parts.into_iter().collect::<Result<Vec<_>, _>>()?;
+        })?;
         let tiles = parts.iter().map(|part| part.tiles).sum();
         let mut all = HeadTiles { tiles, partials: Vec::new(), targets: Vec::new() };
         for row in 0..targets.len() {

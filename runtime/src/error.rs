@@ -6,6 +6,8 @@ use ctq_container::SourceError;
 use ctq_kernels::KernelError;
 use ctq_model::inventory::Part;
 
+use crate::plan::TooSmall;
+
 /// A run that cannot go on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -25,6 +27,24 @@ pub enum Error {
         module: String,
         /// Why, with what to do.
         source: KernelError,
+    },
+    /// The device failed, or had no room, at something that belongs to no one module.
+    #[error("{0}")]
+    Device(#[from] KernelError),
+    /// No way of cutting the work fits the memory.
+    #[error(transparent)]
+    TooSmall(#[from] TooSmall),
+    /// The device had no room, even with as little at a time as there can be.
+    #[error(
+        "{device} has no room for {wanted} more bytes with one window at a time, which takes about {needed} bytes in all: free the device, give a shorter --ctx, or take --device cpu"
+    )]
+    NoRoom {
+        /// The device.
+        device: String,
+        /// Bytes of the allocation that failed.
+        wanted: u64,
+        /// Bytes that the plan foresees.
+        needed: u64,
     },
     /// A hidden state became infinite or NaN.
     #[error(
@@ -61,6 +81,25 @@ pub enum Error {
         /// What the operating system said.
         source: std::io::Error,
     },
+}
+
+impl Error {
+    /// The device without room and the bytes it was asked for, where that is what went wrong.
+    pub(crate) fn out_of_memory(&self) -> Option<(&str, u64)> {
+        match self {
+            Error::Kernel { source: KernelError::OutOfMemory { device, wanted }, .. }
+            | Error::Device(KernelError::OutOfMemory { device, wanted }) => Some((device, *wanted)),
+            Error::Kernel { .. }
+            | Error::Device(_)
+            | Error::Source { .. }
+            | Error::TooSmall(_)
+            | Error::NoRoom { .. }
+            | Error::NonFinite { .. }
+            | Error::TokenOutOfRange { .. }
+            | Error::Interrupted
+            | Error::Snapshot { .. } => None,
+        }
+    }
 }
 
 /// Result of running a model.

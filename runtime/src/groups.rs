@@ -1,28 +1,6 @@
-//! How many windows run together: as many as fit the memory budget. The scores cannot tell.
+//! Windows that run together: as many as keep to a number of tokens. The scores cannot tell.
 
 use std::ops::Range;
-
-use ctq_model::Spec;
-use ctq_model::spec::FfnSpec;
-
-/// Bytes of hidden states and scratch that one token takes while a layer runs, on the CPU backend.
-///
-/// Residual, normed input, prepared operand and the widest intermediate results, in f32. Gathered outputs exist
-/// twice for a moment, once in blocks and once in place. Each of `ranks` holds all of it.
-pub fn bytes_per_token(spec: &Spec, ranks: usize) -> usize {
-    let widest = spec.blocks.iter().map(|block| {
-        let attention = &block.attention;
-        let projections = (2 * attention.heads + 2 * attention.kv_heads) * attention.head_dim;
-        let ffn = match &block.ffn {
-            FfnSpec::Gated(gated) => 4 * gated.width,
-            FfnSpec::Moe { top_k, experts, .. } => {
-                spec.hidden + 4 * top_k * experts.first().map_or(0, |expert| expert.width)
-            }
-        };
-        2 * projections.max(ffn)
-    });
-    4 * ranks * (5 * spec.hidden + widest.max().unwrap_or(0))
-}
 
 /// Cuts windows of `lengths` tokens into groups of at most `tokens` tokens, at least one window each, in order.
 pub fn groups(lengths: &[usize], tokens: usize) -> Vec<Range<usize>> {

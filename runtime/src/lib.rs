@@ -1,23 +1,40 @@
 //! A packed model, a backend and windows of tokens make per-position scores.
 //!
-//! [`Engine`] is the layer loop: for each layer load, run all windows of a group, drop; the next layer is read
-//! meanwhile. There is no other path, so memory is two layers and the hidden states of a group, and each weight is
-//! read once a group. The scores do not depend on groups, threads, shards or interruptions.
+//! [`Engine`] is the layer loop: for each layer load, run all windows of a group, drop; the next layer is loaded
+//! meanwhile. Inside a group, batches of windows go through a layer one after the other. There is no other path, so
+//! memory is two layers, what a batch makes of itself and the hidden states of a group, and each weight is read once a
+//! group. [`plan()`] cuts a run by the memory there is and [`Run`] scores it, with less where a device has no room. The
+//! scores do not depend on groups, batches, threads, shards or interruptions.
 //!
 //! Knows blocks and their order; knows neither files, tokenizers nor protocols, and leaves arithmetic to the kernels.
 
 mod block;
 mod engine;
 mod error;
+mod experts;
 mod groups;
-mod route;
+mod head;
+mod hidden;
+mod lockstep;
+mod needs;
+mod observer;
+mod parts;
+mod plan;
+mod run;
+mod schedule;
 mod score;
 mod snapshot;
 mod treatment;
 mod weights;
 
-pub use engine::{Engine, Lockstep, Observer, Settings};
+pub use engine::{Engine, Settings};
 pub use error::{Error, Result};
-pub use groups::{bytes_per_token, groups};
+pub use groups::groups;
+pub use lockstep::Lockstep;
+pub use needs::Needs;
+pub use observer::Observer;
+pub use plan::{PLENTY_TOKENS, Plan, Pool, TooSmall, plan};
+pub use run::{Outcome, Replanned, Resources, Run};
+pub use schedule::{HiddenPlace, Schedule};
 pub use snapshot::Snapshot;
 pub use treatment::Acts;

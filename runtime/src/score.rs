@@ -20,7 +20,7 @@ pub(crate) fn score<B: Backend>(
     vocabulary: usize,
 ) -> Result<Vec<f64>> {
     let backend = context.backend;
-    let operand = backend.prepare(hidden, &head.input, context.compute, context.windows);
+    let operand = backend.prepare(hidden, &head.input, context.compute, context.windows)?;
     let targets: Vec<Option<u32>> = targets.iter().map(|target| Some(*target)).collect();
     let block = (LOGITS_BYTES / 4 / targets.len().max(1)) / VOCABULARY_TILE * VOCABULARY_TILE;
     let block = block.clamp(VOCABULARY_TILE, 32 * VOCABULARY_TILE);

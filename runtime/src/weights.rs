@@ -7,6 +7,7 @@ use ctq_kernels::{Backend, Pieces, Quantizer, Treatment};
 use ctq_model::inventory::{Linear, LinearClass, PartInventory};
 use ctq_model::spec::{BlockSpec, FfnSpec, GatedSpec};
 
+use crate::error::{Error, Result};
 use crate::treatment::{self, Acts, KvQuantizers, floats};
 
 /// A linear ready to run.
@@ -73,7 +74,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         floats(&self.vectors()[&format!("{module}.weight")])
     }
 
-    pub(crate) fn linear(&self, module: &str) -> LinearWeights<B> {
+    pub(crate) fn linear(&self, module: &str) -> Result<LinearWeights<B>> {
         let linear = self.linears[module];
         let pieces = match linear.class {
             LinearClass::Embedding | LinearClass::Head => Pieces::VocabularyTiles,
@@ -81,45 +82,49 @@ impl<'a, B: Backend> Loader<'a, B> {
                 Pieces::Atoms
             }
         };
-        LinearWeights {
+        let matrix = self
+            .backend
+            .matrix(&self.tiles.matrices[module], 0..linear.n, pieces)
+            .map_err(|source| Error::Kernel { module: module.to_owned(), source })?;
+        Ok(LinearWeights {
             module: module.to_owned(),
-            matrix: self.backend.matrix(&self.tiles.matrices[module], 0..linear.n, pieces),
+            matrix,
             bias: self.vectors().get(&format!("{module}.bias")).map(floats),
             input: treatment::input(linear, self.acts, self.vectors()),
             output: treatment::output(linear, self.acts, self.vectors()),
-        }
+        })
     }
 
-    fn gated(&self, gated: &GatedSpec) -> GatedWeights<B> {
-        GatedWeights {
-            gate: self.linear(&gated.gate),
-            up: self.linear(&gated.up),
-            down: self.linear(&gated.down),
-        }
+    fn gated(&self, gated: &GatedSpec) -> Result<GatedWeights<B>> {
+        Ok(GatedWeights {
+            gate: self.linear(&gated.gate)?,
+            up: self.linear(&gated.up)?,
+            down: self.linear(&gated.down)?,
+        })
     }
 
-    pub(crate) fn block(&self, block: &BlockSpec) -> BlockWeights<B> {
+    pub(crate) fn block(&self, block: &BlockSpec) -> Result<BlockWeights<B>> {
         let attention = &block.attention;
         let kv = match self.acts {
             Acts::Off => None,
             Acts::Library | Acts::Kernel => self.kv.map(|scheme| treatment::kv(scheme, self.vectors())),
         };
-        BlockWeights {
+        Ok(BlockWeights {
             attention_norm: self.norm(&block.attention_norm),
-            q: self.linear(&attention.q),
-            k: self.linear(&attention.k),
-            v: self.linear(&attention.v),
-            o: self.linear(&attention.o),
+            q: self.linear(&attention.q)?,
+            k: self.linear(&attention.k)?,
+            v: self.linear(&attention.v)?,
+            o: self.linear(&attention.o)?,
             qk_norm: attention.qk_norm.as_ref().map(|(q, k)| (self.norm(q), self.norm(k))),
             kv,
             ffn_norm: self.norm(&block.ffn_norm),
             ffn: match &block.ffn {
-                FfnSpec::Gated(gated) => FfnWeights::Gated(Box::new(self.gated(gated))),
+                FfnSpec::Gated(gated) => FfnWeights::Gated(Box::new(self.gated(gated)?)),
                 FfnSpec::Moe { router, experts, .. } => FfnWeights::Moe {
-                    router: self.linear(router),
-                    experts: experts.iter().map(|expert| self.gated(expert)).collect(),
+                    router: self.linear(router)?,
+                    experts: experts.iter().map(|expert| self.gated(expert)).collect::<Result<_>>()?,
                 },
             },
-        }
+        })
     }
 }

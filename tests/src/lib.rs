@@ -3,6 +3,7 @@
 pub mod assets;
 pub mod checks;
 pub mod compare;
+pub mod cramped;
 pub mod models;
 pub mod oracle;
 pub mod safetensors_file;

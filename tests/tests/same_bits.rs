@@ -1,5 +1,5 @@
-//! The same bits, however the work is cut: threads, tensor-parallel ranks, groups of windows, containers, interruptions
-//! and instruction sets. Every score of a run is compared bit for bit with one plain run.
+//! The same bits, however the work is cut: threads, tensor-parallel ranks, groups and batches of windows, containers,
+//! interruptions and instruction sets. Every score of a run is compared bit for bit with one plain run.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -9,7 +9,7 @@ use ctq_convert::TiledCheckpoint;
 use ctq_kernels::cpu::{Cpu, Isa};
 use ctq_kernels::{Backend, Compute, Sharded};
 use ctq_model::window::{Window, WindowScores};
-use ctq_runtime::{Acts, Engine, Observer, Settings, Snapshot};
+use ctq_runtime::{Acts, Engine, HiddenPlace, Observer, Schedule, Settings, Snapshot};
 use ctq_tests::{assets, models};
 
 /// Lengths of windows: the shortest that scores anything, around tiles of 64 keys, and none twice.
@@ -54,7 +54,11 @@ impl Subject {
         settings: Settings,
         group: usize,
     ) -> Vec<WindowScores> {
-        let engine = Engine::new(backend, source, settings);
+        self.score_on(&Engine::new(backend, source, settings), group)
+    }
+
+    /// A run on an engine, `group` windows at a time.
+    fn score_on<B: Backend>(&self, engine: &Engine<'_, B>, group: usize) -> Vec<WindowScores> {
         let groups = self.windows.chunks(group);
         let scores = groups.map(|windows| engine.score(windows, usize::MAX, None, &()));
         scores.flat_map(|scores| scores.unwrap_or_else(|error| panic!("{}: {error}", self.name))).collect()
@@ -148,6 +152,52 @@ fn any_grouping_of_windows() {
     });
 }
 
+/// Batches of one window and of some, hidden states here and there, none, one and all layers kept.
+const SCHEDULES: [Schedule; 5] = [
+    Schedule { batch_tokens: 1, hidden: HiddenPlace::Device, resident_layers: 0 },
+    Schedule { batch_tokens: 1, hidden: HiddenPlace::Host, resident_layers: 0 },
+    Schedule { batch_tokens: 100, hidden: HiddenPlace::Host, resident_layers: 1 },
+    Schedule { batch_tokens: 200, hidden: HiddenPlace::Device, resident_layers: usize::MAX },
+    Schedule { batch_tokens: usize::MAX, hidden: HiddenPlace::Host, resident_layers: usize::MAX },
+];
+
+#[test]
+fn any_schedule() {
+    for_each_mode(|subject, settings, plain| {
+        let cpu = Cpu::detect();
+        for schedule in SCHEDULES {
+            // Several groups through one engine: what it keeps of one serves the next.
+            let engine = Engine::new(&cpu, &subject.source, settings).with_schedule(schedule);
+            for group in [4, subject.windows.len()] {
+                let found = subject.score_on(&engine, group);
+                subject.assert_same(&format!("{schedule:?}, groups of {group}"), settings, &found, plain);
+            }
+        }
+    });
+}
+
+#[test]
+fn logits_in_any_schedule() {
+    let subject = Subject::open(assets::golden("bundled/NVFP4"));
+    let settings = models::settings(Acts::Library, Compute::F32);
+    let rows: Vec<Vec<u32>> = subject.windows.iter().map(|window| window.ids.clone()).collect();
+    let plain = models::logits(&subject.source, &rows, settings).expect("logits");
+    let cpu = Cpu::detect();
+    let sequences: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+    for schedule in SCHEDULES {
+        let mut found = Vec::new();
+        let engine = Engine::new(&cpu, &subject.source, settings).with_schedule(schedule);
+        engine
+            .logits(&sequences, &(), |rows| {
+                found.extend_from_slice(rows);
+                Ok::<(), ctq_runtime::Error>(())
+            })
+            .expect("logits");
+        let same = found.iter().zip(&plain).all(|(a, b)| a.to_bits() == b.to_bits());
+        assert!(same && found.len() == plain.len(), "{schedule:?} gives other logits");
+    }
+}
+
 #[test]
 fn a_container_and_the_checkpoint_it_was_made_from() {
     let out = tempfile::tempdir().expect("a temporary folder");
@@ -203,11 +253,17 @@ fn going_on_from_a_snapshot_after_any_layer() {
         let layers: Vec<usize> = snapshots.iter().map(|snapshot| snapshot.layer).collect();
         let blocks = subject.source.inventory().spec.blocks.len();
         assert_eq!(layers, (1..=blocks).collect::<Vec<_>>(), "{}", subject.name);
-        for snapshot in snapshots {
+        for snapshot in &snapshots {
             let path = folder.path().join("snapshot");
             snapshot.save(&path, &subject.name).expect("saved");
             let read = Snapshot::load(&path, &subject.name).expect("the snapshot that was saved");
-            let found = engine.score(&subject.windows, usize::MAX, Some(read), &()).expect("scores");
+            // Whatever schedule it was taken in, it goes on in any other.
+            let schedule = SCHEDULES[snapshot.layer % SCHEDULES.len()];
+            let engine = Engine::new(&cpu, &subject.source, settings).with_schedule(schedule);
+            let keep = Keep::default();
+            let found = engine.score(&subject.windows, usize::MAX, Some(read), &keep).expect("scores");
+            let later = keep.0.into_inner().expect("snapshots");
+            assert!(later.iter().zip(&snapshots[snapshot.layer..]).all(|(a, b)| a == b), "{}", subject.name);
             subject.assert_same(&format!("going on after layer {}", snapshot.layer), settings, &found, plain);
         }
     });

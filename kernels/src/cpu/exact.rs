@@ -9,7 +9,6 @@
 use std::ops::Range;
 
 use ctq_container::TILE;
-use ctq_model::matrix::{Code, Formula};
 
 use crate::backend::KernelError;
 use crate::cpu::decode::{Decode, RowTile};
@@ -18,6 +17,7 @@ use crate::cpu::panel::{Order, Panel, Rows, multiply, multiply_exact};
 use crate::cpu::quantize::{CpuOperand, OperandKind};
 use crate::cpu::row_tiles::{chains, tiles};
 use crate::cpu::{CpuBuffer, Isa};
+use crate::exact_product::{CodeProduct, Sums, Weights};
 
 /// Output rows `rows` (of the whole matrix) for every row of `x`, without the bias: [count, rows].
 pub(crate) fn linear(
@@ -28,35 +28,18 @@ pub(crate) fn linear(
 ) -> Result<CpuBuffer, KernelError> {
     match &x.kind {
         OperandKind::Values => unreachable!("plain operands take the other path"),
-        OperandKind::Scaled { activation, global } => match weight.tiled.formula {
-            Formula::Nvfp4 | Formula::Mx => {
-                let divisor = weight.global_scale() * global;
-                Ok(tiles(x, weight, rows, |tile, inputs, out| {
-                    let tile = RowTile::new(weight, tile, Decode::Scaled);
-                    chains(isa, &tile, x.k, x.range(inputs), out);
-                    out.iter_mut().for_each(|value| *value /= divisor);
-                }))
-            }
-            Formula::Affine | Formula::Dense => Err(undefined(weight, *activation)),
-        },
+        OperandKind::Scaled { activation, global } => {
+            weights(weight).scaled(*activation)?;
+            let divisor = weight.global_scale() * global;
+            Ok(tiles(x, weight, rows, |tile, inputs, out| {
+                let tile = RowTile::new(weight, tile, Decode::Scaled);
+                chains(isa, &tile, x.k, x.range(inputs), out);
+                out.iter_mut().for_each(|value| *value /= divisor);
+            }))
+        }
         OperandKind::Codes { activation, segment, scales } => {
-            if weight.tiled.formula != Formula::Affine {
-                return Err(undefined(weight, *activation));
-            }
-            let integers =
-                matches!((activation.code, weight.tiled.code), (Code::Int { .. }, Code::Int { .. }));
-            let floats = activation.code == Code::E4m3;
-            // Groups of activations follow the inputs, groups of act-ordered weights do not.
-            let crossed = weight.permutation.is_some() && *segment < x.k;
-            if !(integers || floats) {
-                return Err(undefined(weight, *activation));
-            }
-            let group = weight.group_size();
-            let step = if crossed { None } else { common_run(*segment, group, x.k) };
-            let Some(step) = step else {
-                let permuted = weight.permutation.is_some();
-                return Err(KernelError::GroupsDoNotMeet { activation: *activation, group, permuted });
-            };
+            let CodeProduct { sums, step } = weights(weight).codes(*activation, *segment)?;
+            let integers = sums == Sums::Integers;
             let per_row = x.k / segment;
             Ok(tiles(x, weight, rows, |tile, inputs, out| {
                 let scales = &scales[inputs.start * per_row..inputs.end * per_row];
@@ -67,15 +50,14 @@ pub(crate) fn linear(
     }
 }
 
-fn undefined(weight: &CpuMatrix, activation: ctq_model::scheme::Activation) -> KernelError {
-    KernelError::NoExactProduct { weight: (weight.tiled.code, weight.tiled.formula), activation }
-}
-
-/// The longest run of `k` in which neither side changes its scale, the last of which may be cut short; `None` where
-/// runs would straddle one another.
-fn common_run(a: usize, b: usize, k: usize) -> Option<usize> {
-    let (short, long) = (a.min(b), a.max(b));
-    (long >= k || long.is_multiple_of(short)).then_some(short)
+fn weights(weight: &CpuMatrix) -> Weights {
+    Weights {
+        code: weight.tiled.code,
+        formula: weight.tiled.formula,
+        k: weight.k(),
+        group: weight.group_size(),
+        permuted: weight.permutation.is_some(),
+    }
 }
 
 /// One row tile times some rows of codes.

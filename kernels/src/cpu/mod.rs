@@ -3,18 +3,18 @@
 //! The portable scalar arithmetic is the definition; wider instruction sets run the same source and give the same
 //! bits, because lanes run across outputs and never along a sum.
 
-mod attend;
-mod decode;
-mod elementwise;
+pub(crate) mod attend;
+pub(crate) mod decode;
+pub(crate) mod elementwise;
 mod exact;
-mod head;
+pub(crate) mod head;
 mod isa;
-mod linear;
-mod math;
-mod matrix;
+pub(crate) mod linear;
+pub(crate) mod math;
+pub(crate) mod matrix;
 mod panel;
-mod quantize;
-mod row_tiles;
+pub(crate) mod quantize;
+pub(crate) mod row_tiles;
 mod vector;
 
 use std::ops::Range;
@@ -28,6 +28,7 @@ pub use self::quantize::CpuOperand;
 use crate::backend::{
     AttentionShape, Backend, BackendIdentity, HeadTiles, KernelError, Pieces, Quantizer, Treatment,
 };
+use crate::route::{self, ExpertTokens, Renormalize};
 use crate::{Compute, Rotation};
 
 /// The CPU as a [`Backend`]. Work is spread over the rayon pool it is called in.
@@ -70,28 +71,33 @@ impl Backend for Cpu {
         BackendIdentity { name: "cpu".to_owned(), isa: self.isa.name().to_owned() }
     }
 
-    fn matrix(&self, matrix: &TiledMatrix, rows: Range<usize>, _pieces: Pieces) -> CpuMatrix {
-        CpuMatrix::new(matrix, rows)
+    fn matrix(
+        &self,
+        matrix: &TiledMatrix,
+        rows: Range<usize>,
+        _pieces: Pieces,
+    ) -> Result<CpuMatrix, KernelError> {
+        Ok(CpuMatrix::new(matrix, rows))
     }
 
     fn rows(&self, matrix: &CpuMatrix) -> usize {
         matrix.rows.len()
     }
 
-    fn upload(&self, width: usize, values: &[f32]) -> CpuBuffer {
-        CpuBuffer { width, values: values.to_vec() }
+    fn upload(&self, width: usize, values: &[f32]) -> Result<CpuBuffer, KernelError> {
+        Ok(CpuBuffer { width, values: values.to_vec() })
     }
 
-    fn download(&self, buffer: &CpuBuffer) -> Vec<f32> {
-        buffer.values.clone()
+    fn download(&self, buffer: &CpuBuffer) -> Result<Vec<f32>, KernelError> {
+        Ok(buffer.values.clone())
     }
 
-    fn embed(&self, table: &CpuMatrix, ids: &[u32]) -> CpuBuffer {
-        decode::rows(table, ids)
+    fn embed(&self, table: &CpuMatrix, ids: &[u32]) -> Result<CpuBuffer, KernelError> {
+        Ok(decode::rows(table, ids))
     }
 
-    fn norm(&self, x: &CpuBuffer, weight: &[f32], epsilon: f32) -> CpuBuffer {
-        elementwise::norm(x, weight, epsilon)
+    fn norm(&self, x: &CpuBuffer, weight: &[f32], epsilon: f32) -> Result<CpuBuffer, KernelError> {
+        Ok(elementwise::norm(x, weight, epsilon))
     }
 
     fn prepare(
@@ -100,8 +106,8 @@ impl Backend for Cpu {
         treatment: &Treatment,
         compute: Compute,
         windows: &[Range<usize>],
-    ) -> CpuOperand {
-        quantize::prepare(x, treatment, compute, windows)
+    ) -> Result<CpuOperand, KernelError> {
+        Ok(quantize::prepare(x, treatment, compute, windows))
     }
 
     fn linear(
@@ -124,12 +130,19 @@ impl Backend for Cpu {
         quantizer: &Quantizer,
         head_dim: usize,
         windows: &[Range<usize>],
-    ) {
+    ) -> Result<(), KernelError> {
         quantize::fake_quantize(x, quantizer, head_dim, windows);
+        Ok(())
     }
 
-    fn rotate(&self, x: &mut CpuBuffer, rotation: &Rotation, windows: &[Range<usize>]) {
+    fn rotate(
+        &self,
+        x: &mut CpuBuffer,
+        rotation: &Rotation,
+        windows: &[Range<usize>],
+    ) -> Result<(), KernelError> {
         elementwise::rotate(x, rotation, windows);
+        Ok(())
     }
 
     fn attend(
@@ -141,32 +154,49 @@ impl Backend for Cpu {
         heads: Range<usize>,
         compute: Compute,
         windows: &[Range<usize>],
-    ) -> CpuBuffer {
-        attend::attend(self.isa, [q, k, v], shape, heads, compute, windows)
+    ) -> Result<CpuBuffer, KernelError> {
+        Ok(attend::attend(self.isa, [q, k, v], shape, heads, compute, windows))
     }
 
-    fn gate(&self, gate: &CpuBuffer, up: &CpuBuffer) -> CpuBuffer {
-        elementwise::gate(gate, up)
+    fn gate(&self, gate: &CpuBuffer, up: &CpuBuffer) -> Result<CpuBuffer, KernelError> {
+        Ok(elementwise::gate(gate, up))
     }
 
-    fn add(&self, x: &mut CpuBuffer, y: &CpuBuffer) {
+    fn add(&self, x: &mut CpuBuffer, y: &CpuBuffer) -> Result<(), KernelError> {
         elementwise::add(x, y);
+        Ok(())
     }
 
-    fn first_non_finite(&self, x: &CpuBuffer) -> Option<usize> {
-        elementwise::first_non_finite(x)
+    fn first_non_finite(&self, x: &CpuBuffer) -> Result<Option<usize>, KernelError> {
+        Ok(elementwise::first_non_finite(x))
     }
 
-    fn gather(&self, x: &CpuBuffer, rows: &[u32]) -> CpuBuffer {
-        elementwise::gather(x, rows)
+    fn route(
+        &self,
+        logits: &CpuBuffer,
+        top_k: usize,
+        renormalize: Renormalize,
+    ) -> Result<Vec<ExpertTokens>, KernelError> {
+        Ok(route::route(&logits.values, logits.width, top_k, renormalize))
     }
 
-    fn scatter_add(&self, x: &mut CpuBuffer, y: &CpuBuffer, rows: &[u32], weights: &[f32]) {
+    fn gather(&self, x: &CpuBuffer, rows: &[u32]) -> Result<CpuBuffer, KernelError> {
+        Ok(elementwise::gather(x, rows))
+    }
+
+    fn scatter_add(
+        &self,
+        x: &mut CpuBuffer,
+        y: &CpuBuffer,
+        rows: &[u32],
+        weights: &[f32],
+    ) -> Result<(), KernelError> {
         elementwise::scatter_add(x, y, rows, weights);
+        Ok(())
     }
 
-    fn concatenate(&self, parts: &[&CpuBuffer]) -> CpuBuffer {
-        elementwise::concatenate(parts)
+    fn concatenate(&self, parts: &[&CpuBuffer]) -> Result<CpuBuffer, KernelError> {
+        Ok(elementwise::concatenate(parts))
     }
 
     fn head(

@@ -33,9 +33,10 @@ fn fake_quantized_activations_are_bit_for_bit_those_of_compressed_tensors() {
     for case in cases() {
         let rows = case.x.len() / case.width;
         let found = plain::on_every_isa(|cpu| {
-            let mut x = cpu.upload(case.width, &case.x);
-            cpu.fake_quantize(&mut x, &case.quantizer, case.head_dim, std::slice::from_ref(&(0..rows)));
-            cpu.download(&x)
+            let mut x = cpu.upload(case.width, &case.x).expect("room");
+            cpu.fake_quantize(&mut x, &case.quantizer, case.head_dim, std::slice::from_ref(&(0..rows)))
+                .expect("room");
+            cpu.download(&x).expect("room")
         });
         assert_same(&case, &found);
     }
@@ -48,9 +49,9 @@ fn scales_found_in_the_data_stay_inside_their_window() {
         let louder = case.x.iter().map(|value| value * 8.0);
         let both: Vec<f32> = louder.chain(case.x.iter().copied()).collect();
         let cpu = Cpu::detect();
-        let mut x = cpu.upload(case.width, &both);
-        cpu.fake_quantize(&mut x, &case.quantizer, case.head_dim, &[0..rows, rows..2 * rows]);
-        assert_same(&case, &cpu.download(&x)[case.x.len()..]);
+        let mut x = cpu.upload(case.width, &both).expect("room");
+        cpu.fake_quantize(&mut x, &case.quantizer, case.head_dim, &[0..rows, rows..2 * rows]).expect("room");
+        assert_same(&case, &cpu.download(&x).expect("room")[case.x.len()..]);
     }
 }
 
@@ -62,11 +63,13 @@ fn a_linear_multiplies_with_the_quantized_activations() {
         let rows = case.x.len() / case.width;
         let identity = identity(case.width).tiled();
         let found = plain::on_every_isa(|cpu| {
-            let x = cpu.upload(case.width, &case.x);
+            let x = cpu.upload(case.width, &case.x).expect("room");
             let treatment = Treatment::FakeQuantized(case.quantizer.clone());
-            let x = cpu.prepare(&x, &treatment, Compute::F32, std::slice::from_ref(&(0..rows)));
-            let weight = cpu.matrix(&identity, 0..case.width, Pieces::Atoms);
+            let x =
+                cpu.prepare(&x, &treatment, Compute::F32, std::slice::from_ref(&(0..rows))).expect("room");
+            let weight = cpu.matrix(&identity, 0..case.width, Pieces::Atoms).expect("room");
             cpu.download(&cpu.linear(&x, &weight, None, Compute::F32).expect("a product of floats"))
+                .expect("room")
         });
         assert_eq!(found, case.expected, "{}", case.name);
     }

@@ -78,17 +78,20 @@ fn operand(packed: &Packed) -> Vec<f32> {
     let rows: Vec<u32> = (0..packed.n as u32).collect();
     let tiled = packed.tiled();
     on_every_isa(|cpu| {
-        let matrix = cpu.matrix(&tiled, 0..packed.n, Pieces::Atoms);
-        cpu.download(&cpu.embed(&matrix, &rows))
+        let matrix = cpu.matrix(&tiled, 0..packed.n, Pieces::Atoms).expect("room");
+        cpu.download(&cpu.embed(&matrix, &rows).expect("room")).expect("room")
     })
 }
 
 fn product(packed: &Packed, x: &[f32], bias: Option<&[f32]>, compute: Compute) -> Vec<f32> {
     let tiled = packed.tiled();
     on_every_isa(|cpu| {
-        let x = cpu.prepare(&cpu.upload(packed.k, x), &Treatment::Plain, compute, &[0..40, 40..ROWS]);
-        let matrix = cpu.matrix(&tiled, 0..packed.n, Pieces::Atoms);
+        let x = cpu
+            .prepare(&cpu.upload(packed.k, x).expect("room"), &Treatment::Plain, compute, &[0..40, 40..ROWS])
+            .expect("room");
+        let matrix = cpu.matrix(&tiled, 0..packed.n, Pieces::Atoms).expect("room");
         cpu.download(&cpu.linear(&x, &matrix, bias, compute).expect("plain operands have products"))
+            .expect("room")
     })
 }
 
@@ -151,12 +154,15 @@ fn a_range_of_rows_gives_the_bits_of_the_whole() {
     for packed in matrices() {
         let (x, tiled) = (inputs(packed.k), packed.tiled());
         let whole = product(&packed, &x, None, Compute::Bf16);
-        let x = cpu.upload(packed.k, &x);
-        let x = cpu.prepare(&x, &Treatment::Plain, Compute::Bf16, std::slice::from_ref(&(0..ROWS)));
+        let x = cpu.upload(packed.k, &x).expect("room");
+        let x = cpu
+            .prepare(&x, &Treatment::Plain, Compute::Bf16, std::slice::from_ref(&(0..ROWS)))
+            .expect("room");
         for rows in [0..16, 16..83, 48..64, 64..64, 32..80] {
-            let part = cpu.matrix(&tiled, rows.clone(), Pieces::Atoms);
+            let part = cpu.matrix(&tiled, rows.clone(), Pieces::Atoms).expect("room");
             assert_eq!(cpu.rows(&part), rows.len());
-            let found = cpu.download(&cpu.linear(&x, &part, None, Compute::Bf16).expect("a product"));
+            let found =
+                cpu.download(&cpu.linear(&x, &part, None, Compute::Bf16).expect("a product")).expect("room");
             let expected: Vec<f32> =
                 whole.chunks_exact(packed.n).flat_map(|row| &row[rows.clone()]).copied().collect();
             assert!(same_bits(&found, &expected), "{:?} rows {rows:?}", packed.code);

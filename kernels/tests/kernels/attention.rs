@@ -70,8 +70,12 @@ fn attend(
 ) -> Vec<f32> {
     let [q, k, v] = values;
     let (wide, narrow) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
-    let (q, k, v) = (cpu.upload(wide, q), cpu.upload(narrow, k), cpu.upload(narrow, v));
-    cpu.download(&cpu.attend(&q, &k, &v, shape, heads, compute, &windows()))
+    let (q, k, v) = (
+        cpu.upload(wide, q).expect("room"),
+        cpu.upload(narrow, k).expect("room"),
+        cpu.upload(narrow, v).expect("room"),
+    );
+    cpu.download(&cpu.attend(&q, &k, &v, shape, heads, compute, &windows()).expect("room")).expect("room")
 }
 
 fn shapes() -> Vec<AttentionShape> {
@@ -114,8 +118,12 @@ fn bf16_probabilities_are_rounded_and_their_denominator_is_not() {
     let mut random = Random::new(11);
     let (q, k) = (random.floats(rows * dim), random.floats(rows * dim));
     let found = on_every_isa(|cpu| {
-        let [q, k, v] = [&q, &k, &vec![1.0; rows * dim]].map(|values| cpu.upload(dim, values));
-        cpu.download(&cpu.attend(&q, &k, &v, &shape, 0..1, Compute::Bf16, std::slice::from_ref(&(0..rows))))
+        let [q, k, v] = [&q, &k, &vec![1.0; rows * dim]].map(|values| cpu.upload(dim, values).expect("room"));
+        cpu.download(
+            &cpu.attend(&q, &k, &v, &shape, 0..1, Compute::Bf16, std::slice::from_ref(&(0..rows)))
+                .expect("room"),
+        )
+        .expect("room")
     });
     let round = |values: &[f32]| values.iter().map(|value| to_bf16(*value)).collect::<Vec<f64>>();
     let (q, k) = (round(&q), round(&k));
@@ -165,9 +173,10 @@ fn a_window_gives_the_bits_that_it_gives_alone() {
         let rows = |values: &[f32], width: usize| values[window.start * width..window.end * width].to_vec();
         let (wide, narrow) = (4 * 48, 2 * 48);
         let [q, k, v] = [(&values[0], wide), (&values[1], narrow), (&values[2], narrow)]
-            .map(|(values, width)| cpu.upload(width, &rows(values, width)));
+            .map(|(values, width)| cpu.upload(width, &rows(values, width)).expect("room"));
         let whole = 0..window.len();
-        let alone = cpu.attend(&q, &k, &v, &shape, 0..4, Compute::Bf16, std::slice::from_ref(&whole));
-        assert!(same_bits(&cpu.download(&alone), &rows(&together, wide)), "{window:?}");
+        let alone =
+            cpu.attend(&q, &k, &v, &shape, 0..4, Compute::Bf16, std::slice::from_ref(&whole)).expect("room");
+        assert!(same_bits(&cpu.download(&alone).expect("room"), &rows(&together, wide)), "{window:?}");
     }
 }

@@ -20,7 +20,10 @@ fn a_norm_divides_by_the_root_of_the_mean_square() {
         let mut random = Random::new(1);
         let (x, weight) = (random.floats(ROWS * width), random.floats(length));
         let epsilon = 1e-5;
-        let found = on_every_isa(|cpu| cpu.download(&cpu.norm(&cpu.upload(width, &x), &weight, epsilon)));
+        let found = on_every_isa(|cpu| {
+            cpu.download(&cpu.norm(&cpu.upload(width, &x).expect("room"), &weight, epsilon).expect("room"))
+                .expect("room")
+        });
         let expected: Vec<f64> = x
             .chunks_exact(length)
             .flat_map(|run| {
@@ -44,9 +47,9 @@ fn a_rotation_turns_pairs_half_a_head_apart() {
         // Positions start anew in each window.
         let windows = [0..100, 100..2_100];
         let found = on_every_isa(|cpu| {
-            let mut x = cpu.upload(width, &x);
-            cpu.rotate(&mut x, &rotation, &windows);
-            cpu.download(&x)
+            let mut x = cpu.upload(width, &x).expect("room");
+            cpu.rotate(&mut x, &rotation, &windows).expect("room");
+            cpu.download(&x).expect("room")
         });
         let expected: Vec<f64> = (0..x.len())
             .map(|at| {
@@ -70,7 +73,13 @@ fn a_gate_is_silu_times_up() {
     let mut random = Random::new(4);
     let gate: Vec<f32> = random.floats(ROWS * 96).iter().map(|x| x * 40.0).collect();
     let up = random.floats(ROWS * 96);
-    let found = on_every_isa(|cpu| cpu.download(&cpu.gate(&cpu.upload(96, &gate), &cpu.upload(96, &up))));
+    let found = on_every_isa(|cpu| {
+        cpu.download(
+            &cpu.gate(&cpu.upload(96, &gate).expect("room"), &cpu.upload(96, &up).expect("room"))
+                .expect("room"),
+        )
+        .expect("room")
+    });
     for ((found, gate), up) in found.iter().zip(wide(&gate)).zip(wide(&up)) {
         let expected = gate / (1.0 + (-gate).exp()) * up;
         assert!(
@@ -83,25 +92,31 @@ fn a_gate_is_silu_times_up() {
 #[test]
 fn rows_are_gathered_scattered_and_put_side_by_side() {
     let cpu = Cpu::detect();
-    let x = cpu.upload(2, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
-    assert_eq!(cpu.download(&cpu.gather(&x, &[2, 0, 2])), [5.0, 6.0, 1.0, 2.0, 5.0, 6.0]);
-    let mut sum = cpu.upload(2, &[0.0; 6]);
-    cpu.scatter_add(&mut sum, &x, &[1, 1, 0], &[0.5, 2.0, -1.0]);
-    assert_eq!(cpu.download(&sum), [-5.0, -6.0, 6.5, 9.0, 0.0, 0.0]);
-    cpu.add(&mut sum, &x);
-    assert_eq!(cpu.download(&sum), [-4.0, -4.0, 9.5, 13.0, 5.0, 6.0]);
-    let y = cpu.upload(1, &[7.0, 8.0, 9.0]);
-    assert_eq!(cpu.download(&cpu.concatenate(&[&x, &y])), [1.0, 2.0, 7.0, 3.0, 4.0, 8.0, 5.0, 6.0, 9.0]);
+    let x = cpu.upload(2, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).expect("room");
+    assert_eq!(
+        cpu.download(&cpu.gather(&x, &[2, 0, 2]).expect("room")).expect("room"),
+        [5.0, 6.0, 1.0, 2.0, 5.0, 6.0]
+    );
+    let mut sum = cpu.upload(2, &[0.0; 6]).expect("room");
+    cpu.scatter_add(&mut sum, &x, &[1, 1, 0], &[0.5, 2.0, -1.0]).expect("room");
+    assert_eq!(cpu.download(&sum).expect("room"), [-5.0, -6.0, 6.5, 9.0, 0.0, 0.0]);
+    cpu.add(&mut sum, &x).expect("room");
+    assert_eq!(cpu.download(&sum).expect("room"), [-4.0, -4.0, 9.5, 13.0, 5.0, 6.0]);
+    let y = cpu.upload(1, &[7.0, 8.0, 9.0]).expect("room");
+    assert_eq!(
+        cpu.download(&cpu.concatenate(&[&x, &y]).expect("room")).expect("room"),
+        [1.0, 2.0, 7.0, 3.0, 4.0, 8.0, 5.0, 6.0, 9.0]
+    );
 }
 
 #[test]
 fn the_first_row_that_is_not_finite_is_found() {
     let cpu = Cpu::detect();
     let mut values = Random::new(6).floats(ROWS * 8);
-    assert_eq!(cpu.first_non_finite(&cpu.upload(8, &values)), None);
+    assert_eq!(cpu.first_non_finite(&cpu.upload(8, &values).expect("room")).expect("room"), None);
     values[30 * 8 + 1] = f32::NAN;
     values[29 * 8 + 7] = f32::NEG_INFINITY;
-    assert_eq!(cpu.first_non_finite(&cpu.upload(8, &values)), Some(29));
+    assert_eq!(cpu.first_non_finite(&cpu.upload(8, &values).expect("room")).expect("room"), Some(29));
 }
 
 /// A vocabulary that is no whole number of tiles, asked for in two runs: partial sums join to the log-sum-exp of all.
@@ -125,9 +140,10 @@ fn partial_sums_of_the_vocabulary_join_to_its_log_sum_exp() {
     let targets: Vec<Option<u32>> = (0..ROWS).map(|row| Some((row * 11 % vocabulary) as u32)).collect();
     let cut = 2 * VOCABULARY_TILE;
     let found = on_every_isa(|cpu| {
-        let x = cpu.upload(k, &x);
-        let x = cpu.prepare(&x, &Treatment::Plain, Compute::F32, std::slice::from_ref(&(0..ROWS)));
-        let matrix = cpu.matrix(&tiled, 0..vocabulary, Pieces::VocabularyTiles);
+        let x = cpu.upload(k, &x).expect("room");
+        let x =
+            cpu.prepare(&x, &Treatment::Plain, Compute::F32, std::slice::from_ref(&(0..ROWS))).expect("room");
+        let matrix = cpu.matrix(&tiled, 0..vocabulary, Pieces::VocabularyTiles).expect("room");
         let runs = [0..cut, cut..vocabulary]
             .map(|run| cpu.head(&x, &matrix, run, &targets, Compute::F32).expect("logits"));
         let nll = |row: usize| {

@@ -153,9 +153,11 @@ fn product(packed: &Packed, x: &[f32], quantizer: &Quantizer) -> Vec<f32> {
         let treatment = Treatment::Exact(quantizer.clone());
         // Codes are codes: the precision of operands does not touch them.
         let run = |compute| {
-            let x = cpu.prepare(&cpu.upload(packed.k, x), &treatment, compute, &WINDOWS);
-            let matrix = cpu.matrix(&tiled, 0..packed.n, Pieces::Atoms);
-            cpu.download(&cpu.linear(&x, &matrix, None, compute).expect("a product of codes"))
+            let x = cpu
+                .prepare(&cpu.upload(packed.k, x).expect("room"), &treatment, compute, &WINDOWS)
+                .expect("room");
+            let matrix = cpu.matrix(&tiled, 0..packed.n, Pieces::Atoms).expect("room");
+            cpu.download(&cpu.linear(&x, &matrix, None, compute).expect("a product of codes")).expect("room")
         };
         let found = run(Compute::F32);
         assert_eq!(found, run(Compute::Bf16));
@@ -322,9 +324,9 @@ fn a_product_without_a_kernel_is_refused_by_name() {
         (&fp8, quantizer(INT8, true, TOKEN, DYNAMIC)),
     ] {
         let cpu = ctq_kernels::cpu::Cpu::detect();
-        let x = cpu.upload(packed.k, &inputs(packed.k));
-        let x = cpu.prepare(&x, &Treatment::Exact(quantizer), Compute::F32, &WINDOWS);
-        let matrix = cpu.matrix(&packed.tiled(), 0..packed.n, Pieces::Atoms);
+        let x = cpu.upload(packed.k, &inputs(packed.k)).expect("room");
+        let x = cpu.prepare(&x, &Treatment::Exact(quantizer), Compute::F32, &WINDOWS).expect("room");
+        let matrix = cpu.matrix(&packed.tiled(), 0..packed.n, Pieces::Atoms).expect("room");
         match cpu.linear(&x, &matrix, None, Compute::F32) {
             Err(error @ KernelError::NoExactProduct { .. }) => {
                 assert!(error.to_string().contains("use --acts library"), "{error}");
@@ -340,9 +342,9 @@ fn groups_that_straddle_those_of_the_weights_are_refused_by_name() {
     let (packed, _) = weights(Code::E4m3, Formula::Affine, DType::F32, Sharing::Group { size: 48 }, None);
     let groups = quantizer(Code::E4m3, true, ActivationSharing::Group { size: 32 }, DYNAMIC);
     let cpu = ctq_kernels::cpu::Cpu::detect();
-    let x = cpu.upload(packed.k, &inputs(packed.k));
-    let x = cpu.prepare(&x, &Treatment::Exact(groups), Compute::F32, &WINDOWS);
-    let matrix = cpu.matrix(&packed.tiled(), 0..packed.n, Pieces::Atoms);
+    let x = cpu.upload(packed.k, &inputs(packed.k)).expect("room");
+    let x = cpu.prepare(&x, &Treatment::Exact(groups), Compute::F32, &WINDOWS).expect("room");
+    let matrix = cpu.matrix(&packed.tiled(), 0..packed.n, Pieces::Atoms).expect("room");
     match cpu.linear(&x, &matrix, None, Compute::F32) {
         Err(error @ KernelError::GroupsDoNotMeet { group: 48, .. }) => {
             assert!(error.to_string().contains("runs of 48 inputs"), "{error}");

@@ -1,0 +1,81 @@
+//! What a model takes while it runs, in bytes: its packed parts, and what a token makes of itself. Estimates from the
+//! model as data; decides nothing.
+
+use ctq_container::MatrixRecord;
+use ctq_model::Spec;
+use ctq_model::inventory::{Inventory, Part, PartInventory};
+use ctq_model::spec::FfnSpec;
+
+use crate::experts::EXPERTS_AT_ONCE;
+
+/// Bytes that a model takes on a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// Packed bytes of each layer.
+    pub layers: Vec<u64>,
+    /// Packed bytes of the embedding.
+    pub embedding: u64,
+    /// Packed bytes of the head, of the embedding again where it is tied.
+    pub head: u64,
+    /// Packed bytes of all parts, with a tied head counted once.
+    pub all: u64,
+    /// Bytes of one token's hidden state, on the device.
+    pub hidden: u64,
+    /// Bytes of one token's hidden state, on the host.
+    pub hidden_on_host: u64,
+    /// Bytes of everything else that a token takes while a layer runs over it.
+    pub activations: u64,
+}
+
+impl Needs {
+    /// What a model takes when `ranks` share each linear: its weights once, all activations once a rank.
+    pub fn of(inventory: &Inventory, ranks: usize) -> Needs {
+        let spec = &inventory.spec;
+        let layers: Vec<u64> =
+            (0..spec.blocks.len()).map(|index| packed_bytes(inventory.part(Part::Layer(index)))).collect();
+        let embedding = packed_bytes(inventory.part(Part::Embedding));
+        let own_head = packed_bytes(inventory.part(Part::Head));
+        let hidden = (4 * spec.hidden) as u64;
+        Needs {
+            all: layers.iter().sum::<u64>() + embedding + own_head,
+            layers,
+            embedding,
+            head: if spec.tied() { embedding } else { own_head },
+            hidden: hidden * ranks as u64,
+            hidden_on_host: hidden,
+            activations: (4 * ranks * activations(spec)) as u64,
+        }
+    }
+
+    /// The most that is on the device when parts pass through it: two layers, for the next is loaded while one runs;
+    /// or the embedding, or the head.
+    pub(crate) fn passing(&self) -> u64 {
+        let pairs = self.layers.windows(2).map(|pair| pair[0] + pair[1]);
+        pairs.chain(self.layers.iter().copied()).chain([self.embedding, self.head]).max().unwrap_or(0)
+    }
+}
+
+/// Packed bytes of a part's matrices; its vectors are not worth counting.
+fn packed_bytes(part: &PartInventory) -> u64 {
+    part.linears.iter().map(|linear| MatrixRecord::of(linear).stored_bytes()).sum()
+}
+
+/// Elements of f32 that a token takes beside its hidden state while a layer runs over it: normed input, prepared
+/// operand, and the widest intermediate results. Gathered outputs exist twice for a moment, once in blocks and once in
+/// place.
+fn activations(spec: &Spec) -> usize {
+    let widest = spec.blocks.iter().map(|block| {
+        let attention = &block.attention;
+        let projections = (2 * attention.heads + 2 * attention.kv_heads) * attention.head_dim;
+        let ffn = match &block.ffn {
+            FfnSpec::Gated(gated) => 4 * gated.width,
+            FfnSpec::Moe { top_k, experts, .. } => {
+                // Of each expert that it goes to, a token has a copy, its operand and the inner results at once.
+                let copies = (*top_k).min(EXPERTS_AT_ONCE);
+                spec.hidden + copies * (spec.hidden + 2 * experts.first().map_or(0, |expert| expert.width))
+            }
+        };
+        2 * projections.max(ffn)
+    });
+    4 * spec.hidden + widest.max().unwrap_or(0)
+}

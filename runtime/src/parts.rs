@@ -1,0 +1,107 @@
+//! Parts of the model on a backend: read from the source and handed over, each time anew or once and kept. Runs nothing.
+
+use std::sync::{Arc, OnceLock};
+
+use ctq_container::{LayerSource, PartTiles};
+use ctq_kernels::Backend;
+use ctq_model::Spec;
+use ctq_model::inventory::Part;
+
+use crate::error::{Error, Result};
+use crate::treatment::Acts;
+use crate::weights::{BlockWeights, LinearWeights, Loader};
+
+/// The final norm and the head.
+pub(crate) struct HeadWeights<B: Backend> {
+    pub(crate) norm: Vec<f32>,
+    pub(crate) linear: Arc<LinearWeights<B>>,
+}
+
+/// A part that is loaded once.
+type Kept<T> = OnceLock<Arc<T>>;
+
+/// What stands before and after the layers.
+struct Ends<B: Backend> {
+    embedding: Kept<LinearWeights<B>>,
+    head: Kept<HeadWeights<B>>,
+}
+
+/// Loads parts; keeps the first layers, and with all of them the embedding and the head.
+pub(crate) struct Parts<'a, B: Backend> {
+    backend: &'a B,
+    source: &'a dyn LayerSource,
+    acts: Acts,
+    layers: Vec<Kept<BlockWeights<B>>>,
+    ends: Option<Ends<B>>,
+}
+
+impl<'a, B: Backend> Parts<'a, B> {
+    /// Keeps nothing yet.
+    pub(crate) fn new(backend: &'a B, source: &'a dyn LayerSource, acts: Acts) -> Parts<'a, B> {
+        Parts { backend, source, acts, layers: Vec::new(), ends: None }
+    }
+
+    /// Keeps the first `layers` layers from now on; what is kept already and is not among them goes.
+    pub(crate) fn keep(&mut self, layers: usize) {
+        let all = self.spec().blocks.len();
+        self.layers.resize_with(layers.min(all), OnceLock::new);
+        if layers < all {
+            self.ends = None;
+        } else if self.ends.is_none() {
+            self.ends = Some(Ends { embedding: OnceLock::new(), head: OnceLock::new() });
+        }
+    }
+
+    pub(crate) fn spec(&self) -> &'a Spec {
+        &self.source.inventory().spec
+    }
+
+    /// A layer.
+    pub(crate) fn layer(&self, index: usize) -> Result<Arc<BlockWeights<B>>> {
+        kept(self.layers.get(index), || {
+            self.load(Part::Layer(index), self.acts, |loader| loader.block(&self.spec().blocks[index]))
+        })
+    }
+
+    /// The embedding. It has no inputs to quantize, and so neither has a head tied to it.
+    pub(crate) fn embedding(&self) -> Result<Arc<LinearWeights<B>>> {
+        kept(self.ends.as_ref().map(|ends| &ends.embedding), || {
+            self.load(Part::Embedding, Acts::Off, |loader| loader.linear(&self.spec().embedding))
+        })
+    }
+
+    /// The final norm and the head.
+    pub(crate) fn head(&self) -> Result<Arc<HeadWeights<B>>> {
+        kept(self.ends.as_ref().map(|ends| &ends.head), || {
+            self.load(Part::Head, self.acts, |loader| {
+                let norm = loader.norm(&self.spec().final_norm);
+                let linear = if self.spec().tied() {
+                    self.embedding()?
+                } else {
+                    Arc::new(loader.linear(&self.spec().head)?)
+                };
+                Ok(HeadWeights { norm, linear })
+            })
+        })
+    }
+
+    /// One linear of a part by itself.
+    pub(crate) fn linear(&self, part: Part, module: &str) -> Result<LinearWeights<B>> {
+        self.load(part, self.acts, |loader| loader.linear(module))
+    }
+
+    fn load<T>(&self, part: Part, acts: Acts, take: impl FnOnce(&Loader<'_, B>) -> Result<T>) -> Result<T> {
+        let tiles: PartTiles = self.source.part(part).map_err(|source| Error::Source { part, source })?;
+        take(&Loader::new(self.backend, acts, self.source.inventory().part(part), &tiles))
+    }
+}
+
+/// What is in `slot`, loaded where it is not there yet; no slot keeps nothing.
+fn kept<T>(slot: Option<&Kept<T>>, load: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
+    let Some(slot) = slot else { return Ok(Arc::new(load()?)) };
+    if let Some(kept) = slot.get() {
+        return Ok(Arc::clone(kept));
+    }
+    let loaded = Arc::new(load()?);
+    Ok(Arc::clone(slot.get_or_init(|| loaded)))
+}

@@ -1,0 +1,380 @@
+//! How the windows of a run are cut into groups and batches, and what stays where: as memory allows. Numbers in, numbers
+//! out; the scores cannot tell.
+//!
+//! Each group reads all weights once, so groups are as large as memory allows; batches only need to be large enough
+//! that a layer's weights are decoded for many tokens.
+
+use std::ops::Range;
+
+use crate::groups::groups;
+use crate::needs::Needs;
+use crate::schedule::{HiddenPlace, Schedule};
+
+/// Tokens of a batch that are plenty: more make nothing faster.
+pub const PLENTY_TOKENS: usize = 16_384;
+
+/// Tokens of a batch below which hidden states rather wait on the host, and layers rather pass through: smaller batches
+/// keep a device waiting.
+const ENOUGH_TOKENS: usize = 4_096;
+
+/// Memory that a run may take, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pool {
+    /// A backend that computes in host memory: so much for hidden states and what a layer makes of them. Weights are
+    /// not counted, for their pages are the file cache's.
+    Shared(u64),
+    /// A device with memory of its own.
+    Separate {
+        /// On the device, for everything.
+        device: u64,
+        /// On the host, for hidden states.
+        host: u64,
+    },
+}
+
+impl Pool {
+    /// Half of it.
+    pub(crate) fn half(self) -> Pool {
+        match self {
+            Pool::Shared(bytes) => Pool::Shared(bytes / 2),
+            // It is the device that had no room.
+            Pool::Separate { device, host } => Pool::Separate { device: device / 2, host },
+        }
+    }
+
+    /// The same with `device` bytes where the work is done.
+    pub(crate) fn with_device(self, device: u64) -> Pool {
+        match self {
+            Pool::Shared(_) => Pool::Shared(device),
+            Pool::Separate { host, .. } => Pool::Separate { device, host },
+        }
+    }
+
+    /// True where nothing is left to halve.
+    pub(crate) fn is_empty(self) -> bool {
+        match self {
+            Pool::Shared(bytes) | Pool::Separate { device: bytes, .. } => bytes == 0,
+        }
+    }
+}
+
+/// How a run is cut.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Windows that share one loading of each layer, in order.
+    pub groups: Vec<Range<usize>>,
+    /// How each group runs.
+    pub schedule: Schedule,
+    /// Bytes that the backend is foreseen to take at most; where it computes in host memory, without weights.
+    pub device_bytes: u64,
+    /// Bytes that hidden states are foreseen to take on the host beside that, snapshots included.
+    pub host_bytes: u64,
+}
+
+/// A device without room for even one window at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "one window of {tokens} tokens takes {needed} bytes of device memory and {budget} may be used: give a shorter --ctx, more --memory, or --device cpu"
+)]
+pub struct TooSmall {
+    /// Tokens of the longest window.
+    pub tokens: usize,
+    /// Bytes that one window needs, with all that must be there beside it.
+    pub needed: u64,
+    /// Bytes that there are.
+    pub budget: u64,
+}
+
+/// Cuts windows of `lengths` tokens into groups and batches that `pool` has room for. `scratch`: bytes that the backend
+/// takes on its device whatever runs.
+///
+/// # Errors
+/// Where a device has no room for the longest window by itself. In host memory one window always runs.
+pub fn plan(needs: &Needs, pool: Pool, scratch: u64, lengths: &[usize]) -> Result<Plan, TooSmall> {
+    let windows = Windows::new(lengths);
+    match pool {
+        Pool::Shared(budget) => Ok(shared(needs, budget, scratch, &windows)),
+        Pool::Separate { device, host } => {
+            let room = Room { needs, device, host, scratch };
+            room.resident(&windows).map_or_else(|| room.streaming(&windows), Ok)
+        }
+    }
+}
+
+/// Lengths of windows, looked at once.
+struct Windows<'a> {
+    lengths: &'a [usize],
+    total: u64,
+    longest: u64,
+}
+
+impl<'a> Windows<'a> {
+    fn new(lengths: &'a [usize]) -> Windows<'a> {
+        let longest = lengths.iter().copied().max().unwrap_or(0) as u64;
+        Windows { lengths, total: lengths.iter().sum::<usize>() as u64, longest }
+    }
+
+    /// Groups of at most `tokens` tokens, and the tokens of the largest.
+    fn cut(&self, tokens: u64) -> (Vec<Range<usize>>, u64) {
+        let groups = groups(self.lengths, usize::try_from(tokens).unwrap_or(usize::MAX));
+        let largest = groups.iter().map(|group| self.lengths[group.clone()].iter().sum::<usize>()).max();
+        (groups, largest.unwrap_or(0) as u64)
+    }
+
+    /// Tokens of a batch that may have `tokens`: no more than are plenty, no less than one window.
+    fn batch(&self, tokens: u64) -> u64 {
+        tokens.min(PLENTY_TOKENS as u64).max(self.longest)
+    }
+}
+
+fn shared(needs: &Needs, budget: u64, scratch: u64, windows: &Windows<'_>) -> Plan {
+    let left = budget.saturating_sub(scratch);
+    let batch = windows.batch(left / (needs.activations + needs.hidden).max(1));
+    let rest = left.saturating_sub(batch.min(windows.total) * needs.activations);
+    let (groups, largest) = windows.cut(rest / needs.hidden.max(1));
+    Plan {
+        groups,
+        schedule: Schedule { batch_tokens: batch as usize, hidden: HiddenPlace::Device, resident_layers: 0 },
+        device_bytes: scratch + batch.min(largest) * needs.activations + largest * needs.hidden,
+        host_bytes: 0,
+    }
+}
+
+/// A device and what is to run there.
+struct Room<'a> {
+    needs: &'a Needs,
+    device: u64,
+    host: u64,
+    scratch: u64,
+}
+
+impl Room<'_> {
+    /// Room for the hidden states of a group and the activations of a batch, beside `weights`.
+    fn beside(&self, weights: u64) -> u64 {
+        self.device.saturating_sub(self.scratch + weights)
+    }
+
+    /// All layers stay: the weights cross once, however many groups there are.
+    fn resident(&self, windows: &Windows<'_>) -> Option<Plan> {
+        let plan = self.on_device(self.needs.all, windows)?;
+        let resident_layers = self.needs.layers.len();
+        Some(Plan { schedule: Schedule { resident_layers, ..plan.schedule }, ..plan })
+    }
+
+    /// Layers pass through, two at a time. Hidden states wait where groups become fewer.
+    fn streaming(&self, windows: &Windows<'_>) -> Result<Plan, TooSmall> {
+        let weights = self.needs.passing();
+        let plans = [self.on_device(weights, windows), self.on_host(weights, windows)];
+        let fewest = plans.into_iter().flatten().min_by_key(|plan| plan.groups.len());
+        fewest.map_or_else(|| self.one_at_a_time(weights, windows), Ok)
+    }
+
+    /// Hidden states stay on the device, beside a batch that is worth it.
+    fn on_device(&self, weights: u64, windows: &Windows<'_>) -> Option<Plan> {
+        let (hidden, activations) = (self.needs.hidden, self.needs.activations);
+        let room = self.beside(weights);
+        let enough = (ENOUGH_TOKENS as u64).min(windows.total).max(windows.longest);
+        if enough * (hidden + activations) > room {
+            return None;
+        }
+        let (groups, largest) = windows.cut((room - enough * activations) / hidden.max(1));
+        let batch = windows.batch((room - largest * hidden) / activations.max(1));
+        Some(self.plan(groups, largest, batch, HiddenPlace::Device, weights))
+    }
+
+    /// Hidden states wait on the host; the device has those of one batch.
+    fn on_host(&self, weights: u64, windows: &Windows<'_>) -> Option<Plan> {
+        let token = self.needs.hidden + self.needs.activations;
+        let room = self.beside(weights);
+        let on_host = self.host_bytes(HiddenPlace::Host, 1).max(1);
+        if windows.longest * token > room || windows.longest * on_host > self.host {
+            return None;
+        }
+        let (groups, largest) = windows.cut(self.host / on_host);
+        let batch = windows.batch(room / token.max(1));
+        Some(self.plan(groups, largest, batch, HiddenPlace::Host, weights))
+    }
+
+    /// Batches of one window, their hidden states on the device: the least that there can be.
+    fn one_at_a_time(&self, weights: u64, windows: &Windows<'_>) -> Result<Plan, TooSmall> {
+        let (hidden, activations) = (self.needs.hidden, self.needs.activations);
+        let needed = self.scratch + weights + windows.longest * (hidden + activations);
+        if needed > self.device {
+            return Err(TooSmall { tokens: windows.longest as usize, needed, budget: self.device });
+        }
+        let room = self.beside(weights) - windows.longest * activations;
+        let (groups, largest) = windows.cut(room / hidden.max(1));
+        Ok(self.plan(groups, largest, windows.longest, HiddenPlace::Device, weights))
+    }
+
+    fn plan(
+        &self,
+        groups: Vec<Range<usize>>,
+        largest: u64,
+        batch: u64,
+        hidden: HiddenPlace,
+        weights: u64,
+    ) -> Plan {
+        let batch_rows = batch.min(largest);
+        let waiting = match hidden {
+            HiddenPlace::Device => largest,
+            HiddenPlace::Host => batch_rows,
+        };
+        Plan {
+            groups,
+            schedule: Schedule { batch_tokens: batch as usize, hidden, resident_layers: 0 },
+            device_bytes: self.scratch
+                + weights
+                + batch_rows * self.needs.activations
+                + waiting * self.needs.hidden,
+            host_bytes: self.host_bytes(hidden, largest),
+        }
+    }
+
+    /// Bytes that a group's hidden states take on the host, with a snapshot of them on its way to the disk.
+    fn host_bytes(&self, hidden: HiddenPlace, tokens: u64) -> u64 {
+        let copies = match hidden {
+            HiddenPlace::Device => 2,
+            HiddenPlace::Host => 3,
+        };
+        copies * tokens * self.needs.hidden_on_host
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Four layers of 100 bytes, embedding and head of 150; 10 bytes of hidden state and 90 of activations a token.
+    fn needs() -> Needs {
+        Needs {
+            layers: vec![100; 4],
+            embedding: 150,
+            head: 150,
+            all: 700,
+            hidden: 10,
+            hidden_on_host: 10,
+            activations: 90,
+        }
+    }
+
+    fn separate(device: u64, host: u64) -> Pool {
+        Pool::Separate { device, host }
+    }
+
+    #[test]
+    fn everything_stays_on_a_device_that_has_room_for_it() {
+        let lengths = [50, 50, 20];
+        let plan = plan(&needs(), separate(7 + 700 + 120 * 100, 0), 7, &lengths).expect("room");
+        assert_eq!(plan.groups, std::iter::once(0..3).collect::<Vec<_>>());
+        assert_eq!((plan.schedule.resident_layers, plan.schedule.hidden), (4, HiddenPlace::Device));
+        assert!(plan.schedule.batch_tokens >= 120);
+        assert_eq!(plan.device_bytes, 7 + 700 + 120 * 100);
+    }
+
+    #[test]
+    fn layers_pass_through_two_at_a_time_where_they_do_not_all_fit() {
+        let lengths = [50, 50, 20];
+        let plan = plan(&needs(), separate(200 + 120 * 100, 0), 0, &lengths).expect("room");
+        assert_eq!(plan.groups.len(), 1);
+        assert_eq!((plan.schedule.resident_layers, plan.schedule.hidden), (0, HiddenPlace::Device));
+    }
+
+    /// A group is as large as it can be: each reads all weights once.
+    #[test]
+    fn hidden_states_wait_on_the_host_where_that_makes_groups_fewer() {
+        let lengths = [50; 10];
+        // Room for 60 tokens in all that they take.
+        let plan = plan(&needs(), separate(200 + 60 * 100, 500 * 30), 0, &lengths).expect("room");
+        assert_eq!(plan.groups.len(), 1);
+        assert_eq!(plan.schedule.hidden, HiddenPlace::Host);
+        assert_eq!(plan.schedule.batch_tokens, 60);
+        assert_eq!((plan.device_bytes, plan.host_bytes), (200 + 60 * 100, 500 * 30));
+    }
+
+    #[test]
+    fn hidden_states_wait_on_the_device_where_the_host_has_no_room() {
+        let lengths = [50; 10];
+        let plan = plan(&needs(), separate(200 + 60 * 100, 0), 0, &lengths).expect("room");
+        assert_eq!(plan.schedule.hidden, HiddenPlace::Device);
+        assert_eq!((plan.groups.len(), plan.schedule.batch_tokens), (4, 50));
+        assert_eq!(plan.device_bytes, 200 + 50 * 90 + 150 * 10);
+    }
+
+    #[test]
+    fn batches_are_plenty_and_groups_as_large_as_fits() {
+        let lengths = [1_000; 100];
+        // Hidden states of 60 windows beside a batch that is enough, but not one that is plenty.
+        let room = 60_000 * 10 + 5_000 * 90;
+        let plan = plan(&needs(), separate(200 + room, 0), 0, &lengths).expect("room");
+        assert!(plan.groups.len() <= 2, "{:?}", plan.groups);
+        assert!(plan.schedule.batch_tokens >= ENOUGH_TOKENS);
+        assert!(plan.device_bytes <= 200 + room);
+        let plenty = super::plan(&needs(), separate(u64::MAX, u64::MAX), 0, &lengths).expect("room");
+        assert_eq!(plenty.schedule.batch_tokens, PLENTY_TOKENS);
+    }
+
+    #[test]
+    fn the_longest_window_decides_where_lengths_differ() {
+        let lengths = [10, 400, 10, 30];
+        let needed = 200 + 400 * 100;
+        let least = plan(&needs(), separate(needed, 0), 0, &lengths).expect("room");
+        assert_eq!(least.schedule.batch_tokens, 400);
+        assert!(least.device_bytes <= needed);
+        assert_eq!(
+            plan(&needs(), separate(needed - 1, 1 << 40), 0, &lengths),
+            Err(TooSmall { tokens: 400, needed, budget: needed - 1 })
+        );
+    }
+
+    #[test]
+    fn two_neighbours_count_and_not_any_two() {
+        let uneven = Needs { layers: vec![300, 10, 300, 20], ..needs() };
+        assert_eq!(uneven.passing(), 320);
+        let wide = Needs { embedding: 1_000, ..needs() };
+        assert_eq!(wide.passing(), 1_000);
+    }
+
+    #[test]
+    fn in_host_memory_groups_and_batches_follow_the_budget() {
+        let lengths = [50; 10];
+        let all = plan(&needs(), Pool::Shared(500 * 100), 0, &lengths).expect("room");
+        assert_eq!(all.groups.len(), 1);
+        let some = plan(&needs(), Pool::Shared(120 * 100), 0, &lengths).expect("room");
+        assert_eq!((some.groups.len(), some.schedule.batch_tokens), (5, 120));
+        // Batches are plenty at some point, so that the rest is left to hidden states.
+        let long = plan(&needs(), Pool::Shared(20_000 * 100), 0, &[1_000; 60]).expect("room");
+        assert_eq!(long.schedule.batch_tokens, PLENTY_TOKENS);
+        assert_eq!(long.groups.len(), 2);
+    }
+
+    /// Over many budgets: what is planned covers all windows and fits. More memory never makes more groups, but where
+    /// the host has none and a batch that is worth it takes room from hidden states.
+    #[test]
+    fn plans_fit_and_more_memory_does_not_make_more_groups() {
+        let lengths = [700, 3, 2_000, 2_000, 1_999, 64, 1, 900, 2_000, 2_000];
+        for host in [0, 100_000, 1 << 40] {
+            let mut fewest = usize::MAX;
+            for device in (200_000..2_000_000).step_by(7_777) {
+                let Ok(plan) = plan(&needs(), separate(device, host), 11, &lengths) else {
+                    assert!(device < 11 + 200 + 2_000 * 100, "{device} is enough for a window");
+                    continue;
+                };
+                assert!(plan.device_bytes <= device, "{device}: {plan:?}");
+                assert!(plan.schedule.hidden == HiddenPlace::Device || plan.host_bytes <= host, "{plan:?}");
+                let covered: Vec<usize> = plan.groups.iter().cloned().flatten().collect();
+                assert_eq!(covered, (0..lengths.len()).collect::<Vec<_>>());
+                if plan.schedule.resident_layers == 0 && host > 0 {
+                    assert!(plan.groups.len() <= fewest, "{device}: {plan:?}");
+                    fewest = plan.groups.len();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn in_host_memory_one_window_always_runs() {
+        let plan = plan(&needs(), Pool::Shared(1), 0, &[50, 7]).expect("room");
+        assert_eq!((plan.groups.len(), plan.schedule.batch_tokens), (2, 50));
+    }
+}
