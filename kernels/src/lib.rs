@@ -7,7 +7,10 @@
 //! Knows tiles, shapes and arithmetic; knows neither models nor files.
 
 mod backend;
+pub mod bench;
+pub mod check;
 pub mod cpu;
+pub mod cuda;
 mod exact_product;
 mod numerics;
 mod rotation;

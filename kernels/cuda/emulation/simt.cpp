@@ -1,0 +1,124 @@
+// The emulation's engine: fibers, one block at a time on each thread of the host, and the C interface that the launcher
+// in Rust calls. All kernels are compiled into this file.
+#include "../arch.cuh"
+
+#include <cstdlib>
+
+// Every file of kernels.
+#include "../attention_bf16.cu"
+#include "../attention_f32.cu"
+#include "../decode.cu"
+#include "../elementwise.cu"
+#include "../head.cu"
+#include "../linear_bf16.cu"
+#include "../linear_f32.cu"
+#include "../norm.cu"
+#include "../quantize.cu"
+#include "../route.cu"
+
+#if defined(__x86_64__)
+// Saves the callee-saved registers on the fiber's stack and takes those of the next (System V).
+extern "C" void ctq_switch_stack(void** save, void* next);
+asm(".text\n"
+    ".globl ctq_switch_stack\n"
+    "ctq_switch_stack:\n"
+    "push %rbp\n push %rbx\n push %r12\n push %r13\n push %r14\n push %r15\n"
+    "mov %rsp, (%rdi)\n mov %rsi, %rsp\n"
+    "pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbx\n pop %rbp\n"
+    "ret\n");
+#else
+#error "the emulation of CUDA kernels switches stacks by hand and knows x86-64 only"
+#endif
+
+namespace simt {
+namespace {
+
+constexpr size_t STACK_BYTES = 64 << 10;
+constexpr u32 MAX_THREADS = 1024;
+
+struct Stacks {
+    u8* bytes = (u8*)aligned_alloc(4096, STACK_BYTES * MAX_THREADS);
+    ~Stacks() { free(bytes); }
+};
+thread_local Stacks stacks;
+
+// First function of every fiber.
+void fiber() {
+    State& s = state;
+    s.kernel->call(s.args);
+    s.done[s.current] = 1;
+    s.live--;
+    s.idle_switches = 0;
+    if (s.live == 0) {
+        void* nobody;
+        ctq_switch_stack(&nobody, s.host_stack);
+    }
+    u32 next = s.current;
+    do next = (next + 1) % s.threads;
+    while (s.done[next]);
+    s.current = next;
+    void* nobody;
+    ctq_switch_stack(&nobody, s.stacks[next]);
+    abort();
+}
+
+}  // namespace
+
+void switch_to(u32 next) {
+    State& s = state;
+    u32 me = s.current;
+    s.current = next;
+    ctq_switch_stack(&s.stacks[me], s.stacks[next]);
+}
+
+// Ends the block: the host goes on, no fiber ever runs again.
+void leave_block(Failure failure) {
+    state.failure = failure;
+    void* nobody;
+    ctq_switch_stack(&nobody, state.host_stack);
+    abort();
+}
+
+}  // namespace simt
+
+extern "C" {
+
+// The kernel of a name, or null.
+const simt::Kernel* ctq_kernel(const char* name) {
+    for (const simt::Kernel& kernel : simt::kernels())
+        if (strcmp(kernel.name, name) == 0) return &kernel;
+    return nullptr;
+}
+
+// Runs one block; returns a simt::Failure.
+u32 ctq_run_block(const simt::Kernel* kernel, const void* args, u32 x, u32 y, u32 z, u32 order, u32 copies) {
+    using namespace simt;
+    static thread_local std::vector<u8> memory;
+    State& s = state;
+    s.schedule = Schedule{(Order)order, (Copies)copies};
+    s.block = Block{x, y, z};
+    s.threads = s.live = kernel->threads;
+    s.current = s.barrier_arrived = 0;
+    s.idle_switches = 0;
+    s.failure = Failure::None;
+    s.shared_bytes = kernel->shared_bytes;
+    memory.assign(kernel->shared_bytes + 1024, 0xff);
+    s.shared = (u8*)(((uintptr_t)memory.data() + 1023) & ~(uintptr_t)1023);
+    s.warps.assign((s.threads + WARP - 1) / WARP, Warp{});
+    s.stacks.assign(s.threads, nullptr);
+    s.done.assign(s.threads, 0);
+    s.copies.assign(s.threads, std::vector<std::vector<Copy>>(1));
+    s.kernel = kernel;
+    s.args = args;
+    for (u32 i = 0; i < s.threads; i++) {
+        void** top = (void**)(stacks.bytes + STACK_BYTES * (i + 1));
+        *--top = nullptr;  // keeps the stack aligned as after a call
+        *--top = (void*)&fiber;
+        for (int saved = 0; saved < 6; saved++) *--top = nullptr;
+        s.stacks[i] = top;
+    }
+    ctq_switch_stack(&s.host_stack, s.stacks[0]);
+    return (u32)s.failure;
+}
+
+}  // extern "C"

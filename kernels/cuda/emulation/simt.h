@@ -1,0 +1,304 @@
+// CUDA's execution model on a CPU: what arch.cuh's names mean to a C++ compiler.
+//
+// Each thread of a block is a fiber; operations of a warp are a meeting of 32 fibers, and the last to arrive performs
+// it for all. Blocks are independent and run on any thread of the host. Timing, bank conflicts and the rounding inside
+// a tensor core are not modelled: a product of matrices sums k in order in f32.
+//
+// What it is strict about, because hardware would be silent:
+//   * shared memory starts as NaN, so that a read before a write shows;
+//   * asynchronous copies happen as early or as late as is legal, by the schedule that a test chooses;
+//   * a barrier or warp operation that some thread never reaches ends the block with an error, and so does a block that
+//     makes no progress.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define DEV static inline
+#define UNROLL
+#define ROLL
+#define __restrict__ __restrict
+
+#define KERNEL(name, Arguments, THREADS, SHARED)                                                                      \
+    static_assert((SHARED) <= SHARED_LIMIT, #name " takes more shared memory than every target has");                 \
+    static void name##_body(const Arguments& args);                                                                   \
+    static void name##_call(const void* args) { name##_body(*(const Arguments*)args); }                               \
+    static const simt::Registration name##_registration{{#name, name##_call, (THREADS), (SHARED), sizeof(Arguments)}}; \
+    static void name##_body(const Arguments& args)
+
+namespace simt {
+
+// What a launcher needs to know of a kernel.
+struct Kernel {
+    const char* name;
+    void (*call)(const void* args);
+    u32 threads;
+    u32 shared_bytes;
+    size_t argument_bytes;
+};
+
+inline std::vector<Kernel>& kernels() {
+    static std::vector<Kernel> all;
+    return all;
+}
+
+struct Registration {
+    explicit Registration(Kernel kernel) { kernels().push_back(kernel); }
+};
+
+// Order of fibers: a warp runs until it meets a barrier of the block (which shows reads that miss a barrier), or all
+// threads take turns.
+enum class Order : u32 { DepthFirst = 0, LockStep = 1 };
+// When an asynchronous copy happens: at once (which shows buffers overwritten too early), or at the last legal wait
+// (which shows waits that are missing or too weak).
+enum class Copies : u32 { Eager = 0, Lazy = 1 };
+
+struct Schedule {
+    Order order;
+    Copies copies;
+};
+
+struct Block {
+    u32 x, y, z;
+};
+
+enum class Failure : u32 { None = 0, Deadlock = 1, SharedBounds = 2, ThreadLeft = 3 };
+
+struct Copy {
+    u32 to;
+    const void* from;
+    bool valid;
+};
+
+// A warp's meeting place: inputs by lane, results by lane.
+struct Warp {
+    u32 arrived = 0;
+    u32 generation = 0;
+    u32 in[WARP][8];
+    float sums[WARP][4];
+    u64 values[WARP];
+    u32 out[WARP][4];
+};
+
+// The block that this thread of the host is running.
+struct State {
+    Schedule schedule;
+    Block block;
+    u32 threads, live, current;
+    u32 barrier_arrived, barrier_generation;
+    u64 idle_switches;
+    Failure failure;
+    u8* shared;
+    u32 shared_bytes;
+    std::vector<Warp> warps;
+    std::vector<void*> stacks;
+    std::vector<u8> done;
+    std::vector<std::vector<std::vector<Copy>>> copies;
+    void* host_stack;
+    const Kernel* kernel;
+    const void* args;
+};
+
+inline thread_local State state;
+
+void leave_block(Failure failure);
+void switch_to(u32 fiber);
+
+// Lets another fiber run. Fibers only wait for one another, so a round in which nobody arrives anywhere is the end.
+DEV void give_way(bool within_warp) {
+    State& s = state;
+    if (++s.idle_switches > 8ull * s.threads + 64) leave_block(s.live < s.threads ? Failure::ThreadLeft : Failure::Deadlock);
+    u32 next = s.current;
+    do {
+        bool stay = within_warp && s.schedule.order == Order::DepthFirst;
+        next = stay ? (next / WARP * WARP + (next + 1) % WARP) : (next + 1) % s.threads;
+        if (next == s.current) leave_block(Failure::ThreadLeft);
+    } while (s.done[next]);
+    switch_to(next);
+}
+
+// The last lane to arrive performs `operation` for the whole warp.
+template <class Operation> DEV void meet(Operation operation) {
+    State& s = state;
+    Warp& warp = s.warps[s.current / WARP];
+    u32 generation = warp.generation;
+    s.idle_switches = 0;
+    if (++warp.arrived == WARP) {
+        operation(warp);
+        warp.arrived = 0;
+        warp.generation++;
+    } else {
+        while (warp.generation == generation) give_way(true);
+    }
+}
+
+DEV u8* shared_range(u32 address, u32 bytes) {
+    if ((u64)address + bytes > state.shared_bytes) leave_block(Failure::SharedBounds);
+    return state.shared + address;
+}
+
+DEV void perform(const Copy& copy) {
+    u8* to = shared_range(copy.to, 16);
+    if (copy.valid) memcpy(to, copy.from, 16);
+    else memset(to, 0, 16);
+}
+
+DEV float bf16(u32 bits) {
+    u32 wide = (bits & 0xffff) << 16;
+    float value;
+    memcpy(&value, &wide, 4);
+    return value;
+}
+
+template <class T> DEV T exchange(T value, u32 from) {
+    u32 me = state.current % WARP;
+    Warp& warp = state.warps[state.current / WARP];
+    u64 raw = 0;
+    memcpy(&raw, &value, sizeof(T));
+    warp.values[me] = raw;
+    meet([](Warp&) {});
+    T result;
+    memcpy(&result, &warp.values[from % WARP], sizeof(T));
+    // Nobody may overwrite a value that another lane has yet to read.
+    meet([](Warp&) {});
+    return result;
+}
+
+template <bool TRANSPOSED> DEV void load_matrices(u32 (&to)[4], u32 address) {
+    u32 me = state.current % WARP;
+    Warp& warp = state.warps[state.current / WARP];
+    warp.in[me][0] = address;
+    meet([](Warp& w) {
+        for (u32 matrix = 0; matrix < 4; matrix++)
+            for (u32 row = 0; row < 8; row++) {
+                u16 elements[8];
+                memcpy(elements, shared_range(w.in[8 * matrix + row][0], 16), 16);
+                for (u32 column = 0; column < 8; column++) {
+                    u32 r = TRANSPOSED ? column : row, c = TRANSPOSED ? row : column;
+                    memcpy((u8*)&w.out[r * 4 + c / 2][matrix] + 2 * (c % 2), &elements[column], 2);
+                }
+            }
+    });
+    memcpy(to, warp.out[me], 16);
+    meet([](Warp&) {});
+}
+
+}  // namespace simt
+
+DEV u32 thread() { return simt::state.current; }
+DEV u32 lane() { return simt::state.current % WARP; }
+DEV u32 warp() { return simt::state.current / WARP; }
+DEV u32 block_x() { return simt::state.block.x; }
+DEV u32 block_y() { return simt::state.block.y; }
+DEV u32 block_z() { return simt::state.block.z; }
+
+DEV void sync_block() {
+    simt::State& s = simt::state;
+    u32 generation = s.barrier_generation;
+    s.idle_switches = 0;
+    if (++s.barrier_arrived == s.threads) {
+        s.barrier_arrived = 0;
+        s.barrier_generation++;
+    } else {
+        while (s.barrier_generation == generation) simt::give_way(false);
+    }
+}
+DEV void sync_warp() { simt::meet([](simt::Warp&) {}); }
+
+DEV u8* shared() { return simt::state.shared; }
+DEV u32 shared_address(const void* place) { return (u32)((const u8*)place - simt::state.shared); }
+
+DEV void copy_async16(u32 to, const void* from, bool valid) {
+    simt::Copy copy{to, from, valid};
+    if (simt::state.schedule.copies == simt::Copies::Eager) simt::perform(copy);
+    else simt::state.copies[simt::state.current].back().push_back(copy);
+}
+DEV void copy_commit() { simt::state.copies[simt::state.current].emplace_back(); }
+template <int PENDING> DEV void copy_wait() {
+    auto& groups = simt::state.copies[simt::state.current];
+    while ((int)groups.size() - 1 > PENDING) {
+        for (const simt::Copy& copy : groups.front()) simt::perform(copy);
+        groups.erase(groups.begin());
+    }
+}
+
+DEV void load_matrices(u32 (&to)[4], u32 address) { simt::load_matrices<false>(to, address); }
+DEV void load_matrices_transposed(u32 (&to)[4], u32 address) { simt::load_matrices<true>(to, address); }
+
+DEV void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    u32 me = simt::state.current % WARP;
+    simt::Warp& warp = simt::state.warps[simt::state.current / WARP];
+    memcpy(warp.in[me], a, 16);
+    warp.in[me][4] = b0;
+    warp.in[me][5] = b1;
+    memcpy(warp.sums[me], d, 16);
+    simt::meet([](simt::Warp& w) {
+        float left[16][16], right[16][8];
+        for (u32 l = 0; l < WARP; l++) {
+            u32 g = l / 4, t = l % 4;
+            for (u32 half = 0; half < 2; half++) {
+                for (u32 r = 0; r < 4; r++)
+                    left[g + 8 * (r & 1)][2 * t + half + 8 * (r >> 1)] = simt::bf16(w.in[l][r] >> (16 * half));
+                for (u32 r = 0; r < 2; r++)
+                    right[2 * t + half + 8 * r][g] = simt::bf16(w.in[l][4 + r] >> (16 * half));
+            }
+        }
+        float sums[16][8];
+        for (u32 i = 0; i < 16; i++) {
+            float row[8] = {0};
+            for (u32 k = 0; k < 16; k++)
+                for (u32 j = 0; j < 8; j++) row[j] += left[i][k] * right[k][j];
+            memcpy(sums[i], row, sizeof row);
+        }
+        for (u32 l = 0; l < WARP; l++)
+            for (u32 r = 0; r < 4; r++) w.sums[l][r] += sums[l / 4 + 8 * (r >> 1)][2 * (l % 4) + (r & 1)];
+    });
+    // A lane reads only its own place: no second meeting.
+    memcpy(d, warp.sums[me], 16);
+}
+
+DEV float shuffle_xor(float value, u32 mask) { return simt::exchange(value, lane() ^ mask); }
+DEV double shuffle_xor(double value, u32 mask) { return simt::exchange(value, lane() ^ mask); }
+DEV u32 shuffle_xor(u32 value, u32 mask) { return simt::exchange(value, lane() ^ mask); }
+DEV float shuffle(float value, u32 from) { return simt::exchange(value, from); }
+DEV u32 shuffle(u32 value, u32 from) { return simt::exchange(value, from); }
+
+struct Quad { u32 x, y, z, w; };
+DEV Quad load16(const void* from) {
+    Quad quad;
+    memcpy(&quad, from, 16);
+    return quad;
+}
+DEV void store16(void* to, Quad value) { memcpy(to, &value, 16); }
+
+DEV float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+DEV double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
+DEV float root(float x) { return std::sqrt(x); }
+DEV float nearest(float x) { return std::nearbyintf(x); }
+DEV float magnitude(float x) { return std::fabs(x); }
+
+DEV u32 bits_of(float x) { u32 bits; memcpy(&bits, &x, 4); return bits; }
+DEV float float_of(u32 bits) { float x; memcpy(&x, &bits, 4); return x; }
+DEV u64 bits_of(double x) { u64 bits; memcpy(&bits, &x, 8); return bits; }
+DEV double double_of(u64 bits) { double x; memcpy(&x, &bits, 8); return x; }
+
+namespace simt {
+DEV u32 round_bf16(float x) {
+    u32 bits = bits_of(x);
+    // The hardware's canonical NaN.
+    if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fff;
+    return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+}  // namespace simt
+
+DEV u32 pack_bf16(float low, float high) { return simt::round_bf16(low) | simt::round_bf16(high) << 16; }
+DEV float f16_to_f32(u16 bits) { _Float16 half; memcpy(&half, &bits, 2); return (float)half; }
+DEV u16 f32_to_f16(float value) { _Float16 half = (_Float16)value; u16 bits; memcpy(&bits, &half, 2); return bits; }

@@ -1,0 +1,98 @@
+// Linears on tensor cores straight from packed tiles: one product, or several of the same shape in one launch.
+#include "tensor_product.cuh"
+
+// One product; `ProblemArgs` in linear/fused.rs.
+struct Problem {
+    Matrix matrix;
+    const u16* x;     // bf16 [m, k_tiles * 64], zero beyond k
+    float* y;         // [m, y_stride]
+    u32 m;
+    u32 first_block;  // blocks of tokens before it
+    u32 y_stride;
+    float divisor;    // of all sums
+};
+static_assert(sizeof(Problem) == 120, "as ProblemArgs in linear/fused.rs");
+
+struct FusedArgs {
+    Problem single;
+    const Problem* problems;  // or null: `single`
+    u32 count;
+};
+
+// The last problem that begins at or before this block of tokens.
+DEV const Problem& problem(const FusedArgs& args) {
+    if (!args.problems) return args.single;
+    u32 low = 0, high = args.count;
+    while (high - low > 1) {
+        u32 middle = (low + high) / 2;
+        if (args.problems[middle].first_block <= block_y()) low = middle;
+        else high = middle;
+    }
+    return args.problems[low];
+}
+
+template <u32 HALF> DEV void store_half(const Problem& p, const float (&sums)[16][4], u32 first_token) {
+    sync_block();
+    stage_sums<HALF>(sums, p.divisor);
+    sync_block();
+    u32 row = thread() % PRODUCT_ROWS, held = block_x() * PRODUCT_ROWS + row;
+    bool wanted = held >= p.matrix.first && held - p.matrix.first < p.matrix.n;
+    for (u32 i = thread() / PRODUCT_ROWS; i < STAGED_TOKENS; i += PRODUCT_THREADS / PRODUCT_ROWS) {
+        u32 token = first_token + HALF * STAGED_TOKENS + i;
+        if (wanted && token < p.m)
+            p.y[(u64)token * p.y_stride + (held - p.matrix.first)] = staged()[i * STAGED_STRIDE + row];
+    }
+}
+
+template <u32 CODE> DEV void linear_fused(const FusedArgs& args) {
+    const Problem& p = problem(args);
+    u32 first_token = (block_y() - p.first_block) * PRODUCT_TOKENS;
+    float sums[16][4];
+    product_tile<CODE>(p.matrix, p.x, p.m, block_x(), first_token, sums);
+    store_half<0>(p, sums, first_token);
+    store_half<1>(p, sums, first_token);
+}
+
+#define FUSED_KERNEL(name, CODE)                                                                                       \
+    KERNEL(fused_##name, FusedArgs, PRODUCT_THREADS, PRODUCT_SHARED) { linear_fused<CODE>(args); }
+
+FUSED_KERNEL(int4, CODE_INT4)
+FUSED_KERNEL(e2m1, CODE_E2M1)
+FUSED_KERNEL(int8, CODE_INT8)
+FUSED_KERNEL(e4m3, CODE_E4M3)
+FUSED_KERNEL(bf16, CODE_BF16)
+FUSED_KERNEL(f16, CODE_F16)
+FUSED_KERNEL(f32, CODE_F32)
+
+#define COPY_THREADS 256
+
+struct CopyColumnsArgs {
+    const float* from;  // [rows, from_stride]
+    float* to;          // [rows, to_stride]
+    u32 columns;
+    u32 from_stride;
+    u32 to_stride;
+};
+
+// The first columns of a row each block.
+KERNEL(copy_columns, CopyColumnsArgs, COPY_THREADS, 0) {
+    const float* from = args.from + (u64)block_x() * args.from_stride;
+    float* to = args.to + (u64)block_x() * args.to_stride;
+    for (u32 i = thread(); i < args.columns; i += COPY_THREADS) to[i] = from[i];
+}
+
+struct PadRowsArgs {
+    const u8* from;  // rows * row_bytes
+    u8* to;          // the same, then zeros
+    u32 rows;
+    u32 row_bytes;   // a multiple of 16
+};
+
+// One row a block; rows beyond `rows` become zero.
+KERNEL(pad_rows, PadRowsArgs, COPY_THREADS, 0) {
+    bool there = block_x() < args.rows;
+    const u8* from = args.from + (u64)(there ? block_x() : 0) * args.row_bytes;
+    u8* to = args.to + (u64)block_x() * args.row_bytes;
+    for (u32 at = thread() * 16; at < args.row_bytes; at += COPY_THREADS * 16)
+        store16(to + at, there ? load16(from + at) : Quad{0, 0, 0, 0});
+}

@@ -1,0 +1,99 @@
+//! Causal attention: head dimensions, groups of heads, windows of sequences and of positions.
+
+use std::ops::Range;
+
+use super::random::Random;
+use super::rows::windows;
+use super::{Bound, Case, Findings, Size};
+use crate::Compute;
+use crate::backend::{AttentionShape, Backend, KernelError};
+
+/// Same tiles and rounding points, another order of sums: what differs is which way a probability rounds.
+const BF16: Bound = Bound::Relative(2e-3);
+
+struct AttentionCase {
+    shape: AttentionShape,
+    heads: Range<usize>,
+    rows: usize,
+    compute: Compute,
+    windows: Vec<Range<usize>>,
+    /// Rows of the result that are looked at.
+    shown: Range<usize>,
+}
+
+impl AttentionCase {
+    fn new(shape: AttentionShape, rows: usize, compute: Compute) -> AttentionCase {
+        AttentionCase { shape, heads: 0..shape.heads, rows, compute, windows: windows(rows), shown: 0..rows }
+    }
+}
+
+const fn shape(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -> AttentionShape {
+    AttentionShape { heads, kv_heads, head_dim, window }
+}
+
+pub(super) fn cases<S: Backend, E: Backend>(findings: &mut Findings<'_, S, E>, size: Size) {
+    let rows = match size {
+        Size::Small => 150,
+        Size::Large => 1500,
+    };
+    let shapes = [
+        shape(2, 1, 16, None),
+        shape(4, 2, 32, Some(5)),
+        shape(2, 2, 64, None),
+        shape(2, 1, 80, Some(70)),
+        shape(1, 1, 96, None),
+        shape(2, 1, 128, Some(64)),
+        shape(1, 1, 256, None),
+    ];
+    for shape in shapes {
+        for compute in [Compute::F32, Compute::Bf16] {
+            let whole = AttentionCase::new(shape, rows, compute);
+            findings.hold(&whole);
+            // The second sequence by itself; the first sequence's rows are not looked at.
+            let alone = AttentionCase {
+                windows: whole.windows[1..].to_vec(),
+                shown: whole.windows[1].clone(),
+                ..AttentionCase::new(shape, rows, compute)
+            };
+            let beside =
+                AttentionCase { shown: alone.shown.clone(), ..AttentionCase::new(shape, rows, compute) };
+            findings.same(&alone, &beside);
+        }
+    }
+    findings.hold(&AttentionCase::new(shape(2, 1, 64, None), 1, Compute::Bf16));
+    let last = AttentionCase { heads: 3..4, ..AttentionCase::new(shape(4, 2, 64, None), 70, Compute::Bf16) };
+    findings.hold(&last);
+}
+
+impl Case for AttentionCase {
+    fn operation(&self) -> &'static str {
+        "attention"
+    }
+
+    fn name(&self) -> String {
+        format!("{:?} {:?}, heads {:?}, windows {:?}", self.compute, self.shape, self.heads, self.windows)
+    }
+
+    fn bound(&self) -> Bound {
+        match self.compute {
+            Compute::F32 => Bound::Bits,
+            Compute::Bf16 => BF16,
+        }
+    }
+
+    fn run<B: Backend>(&self, backend: &B) -> Result<Vec<f32>, KernelError> {
+        let mut random = Random::new(3);
+        let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
+        let mut upload = |heads: usize| {
+            // Scores of a few units: softmax neither flat nor one key.
+            let values: Vec<f32> =
+                random.floats(self.rows * heads * head_dim).iter().map(|value| 2.0 * value).collect();
+            backend.upload(heads * head_dim, &values)
+        };
+        let (q, k, v) = (upload(heads)?, upload(kv_heads)?, upload(kv_heads)?);
+        let mixed =
+            backend.attend(&q, &k, &v, &self.shape, self.heads.clone(), self.compute, &self.windows)?;
+        let width = self.heads.len() * head_dim;
+        Ok(backend.download(&mixed)?[self.shown.start * width..self.shown.end * width].to_vec())
+    }
+}

@@ -1,0 +1,175 @@
+//! The [`Backend`] of a CUDA device: which file does what.
+
+use std::ops::Range;
+
+use ctq_container::TiledMatrix;
+
+use crate::backend::{
+    AttentionShape, Backend, BackendIdentity, HeadTiles, KernelError, Pieces, Quantizer, Treatment,
+};
+use crate::cuda::buffer::{CudaBuffer, CudaOperand};
+use crate::cuda::matrix::CudaMatrix;
+use crate::cuda::{Cuda, Device, attend, decode, elementwise, head, linear, norm, quantize, route};
+use crate::route::{ExpertTokens, Renormalize};
+use crate::{Compute, Rotation};
+
+impl<D: Device> Backend for Cuda<D> {
+    type Matrix = CudaMatrix<D::Memory>;
+    type Buffer = CudaBuffer<D::Memory>;
+    type Operand = CudaOperand<D::Memory>;
+
+    fn identity(&self) -> BackendIdentity {
+        self.device().identity()
+    }
+
+    fn matrix(
+        &self,
+        matrix: &TiledMatrix,
+        rows: Range<usize>,
+        _pieces: Pieces,
+    ) -> Result<Self::Matrix, KernelError> {
+        CudaMatrix::upload(self.device(), matrix, rows)
+    }
+
+    fn rows(&self, matrix: &Self::Matrix) -> usize {
+        matrix.rows.len()
+    }
+
+    fn upload(&self, width: usize, values: &[f32]) -> Result<Self::Buffer, KernelError> {
+        CudaBuffer::upload(self.device(), width, values)
+    }
+
+    fn download(&self, buffer: &Self::Buffer) -> Result<Vec<f32>, KernelError> {
+        buffer.download(self.device())
+    }
+
+    fn embed(&self, table: &Self::Matrix, ids: &[u32]) -> Result<Self::Buffer, KernelError> {
+        decode::rows(self.device(), table, ids)
+    }
+
+    fn norm(&self, x: &Self::Buffer, weight: &[f32], epsilon: f32) -> Result<Self::Buffer, KernelError> {
+        norm::norm(self.device(), x, weight, epsilon)
+    }
+
+    fn prepare(
+        &self,
+        x: &Self::Buffer,
+        treatment: &Treatment,
+        compute: Compute,
+        windows: &[Range<usize>],
+    ) -> Result<Self::Operand, KernelError> {
+        quantize::prepare(self.device(), x, treatment, compute, windows)
+    }
+
+    fn linear(
+        &self,
+        x: &Self::Operand,
+        weight: &Self::Matrix,
+        bias: Option<&[f32]>,
+        compute: Compute,
+    ) -> Result<Self::Buffer, KernelError> {
+        let y = linear::linear(self, x, weight, compute)?;
+        if let Some(bias) = bias {
+            elementwise::add_bias(self.device(), &y, &bias[weight.rows.clone()])?;
+        }
+        Ok(y)
+    }
+
+    fn linear_experts(
+        &self,
+        x: &[Self::Operand],
+        weights: &[&Self::Matrix],
+        biases: &[Option<&[f32]>],
+        compute: Compute,
+    ) -> Result<Vec<Self::Buffer>, KernelError> {
+        let outputs = linear::linear_experts(self, x, weights, compute)?;
+        for ((y, weight), bias) in outputs.iter().zip(weights).zip(biases) {
+            if let Some(bias) = bias {
+                elementwise::add_bias(self.device(), y, &bias[weight.rows.clone()])?;
+            }
+        }
+        Ok(outputs)
+    }
+
+    fn fake_quantize(
+        &self,
+        x: &mut Self::Buffer,
+        quantizer: &Quantizer,
+        head_dim: usize,
+        windows: &[Range<usize>],
+    ) -> Result<(), KernelError> {
+        quantize::fake_quantize(self.device(), x, quantizer, head_dim, windows)
+    }
+
+    fn rotate(
+        &self,
+        x: &mut Self::Buffer,
+        rotation: &Rotation,
+        windows: &[Range<usize>],
+    ) -> Result<(), KernelError> {
+        elementwise::rotate(self.device(), x, rotation, windows)
+    }
+
+    fn attend(
+        &self,
+        q: &Self::Buffer,
+        k: &Self::Buffer,
+        v: &Self::Buffer,
+        shape: &AttentionShape,
+        heads: Range<usize>,
+        compute: Compute,
+        windows: &[Range<usize>],
+    ) -> Result<Self::Buffer, KernelError> {
+        attend::attend(self.device(), [q, k, v], shape, heads, compute, windows)
+    }
+
+    fn gate(&self, gate: &Self::Buffer, up: &Self::Buffer) -> Result<Self::Buffer, KernelError> {
+        elementwise::gate(self.device(), gate, up)
+    }
+
+    fn add(&self, x: &mut Self::Buffer, y: &Self::Buffer) -> Result<(), KernelError> {
+        elementwise::add(self.device(), x, y)
+    }
+
+    fn first_non_finite(&self, x: &Self::Buffer) -> Result<Option<usize>, KernelError> {
+        elementwise::first_non_finite(self.device(), x)
+    }
+
+    fn gather(&self, x: &Self::Buffer, rows: &[u32]) -> Result<Self::Buffer, KernelError> {
+        elementwise::gather(self.device(), x, rows)
+    }
+
+    fn scatter_add(
+        &self,
+        x: &mut Self::Buffer,
+        y: &Self::Buffer,
+        rows: &[u32],
+        weights: &[f32],
+    ) -> Result<(), KernelError> {
+        elementwise::scatter_add(self.device(), x, y, rows, weights)
+    }
+
+    fn concatenate(&self, parts: &[&Self::Buffer]) -> Result<Self::Buffer, KernelError> {
+        elementwise::concatenate(self.device(), parts)
+    }
+
+    fn route(
+        &self,
+        logits: &Self::Buffer,
+        top_k: usize,
+        renormalize: Renormalize,
+    ) -> Result<Vec<ExpertTokens>, KernelError> {
+        route::route(self.device(), logits, top_k, renormalize)
+    }
+
+    fn head(
+        &self,
+        x: &Self::Operand,
+        head: &Self::Matrix,
+        vocabulary: Range<usize>,
+        targets: &[Option<u32>],
+        compute: Compute,
+    ) -> Result<HeadTiles, KernelError> {
+        head::head(self, x, head, vocabulary, targets, compute)
+    }
+}

@@ -1,0 +1,99 @@
+//! Activations and operands on the device, and how they get there. Allocates and copies; computes
+//! nothing.
+
+use ctq_model::scheme::Activation;
+
+use crate::KernelError;
+use crate::cuda::device::{Address, Device};
+
+/// Activations: f32 [rows, width] row-major.
+#[derive(Debug)]
+pub struct CudaBuffer<M> {
+    pub(crate) rows: usize,
+    pub(crate) width: usize,
+    pub(crate) memory: M,
+}
+
+/// Inputs of linears after their treatment.
+#[derive(Debug)]
+pub struct CudaOperand<M> {
+    pub(crate) rows: usize,
+    pub(crate) k: usize,
+    pub(crate) kind: OperandKind<M>,
+    /// Row-major: bf16 [rows, k rounded up to a multiple of 64] with zeros beyond k for [`OperandKind::Bf16`] and
+    /// [`OperandKind::ScaledBf16`], so that a row is whole tiles; else f32 [rows, k].
+    pub(crate) values: M,
+}
+
+/// What the values of an operand are, and their type on the device.
+#[derive(Debug)]
+pub(crate) enum OperandKind<M> {
+    /// Values rounded to bf16, to multiply with decompressed weights on tensor cores.
+    Bf16,
+    /// f32 values to multiply with decompressed weights.
+    F32,
+    /// f32 codes; `scales`, f32 [rows, k / segment], multiply the sums of a segment.
+    Codes { activation: Activation, segment: usize, scales: M },
+    /// bf16 codes times their local scale, exact; everything is divided by `global` at the end.
+    ScaledBf16 { activation: Activation, global: f32 },
+    /// The same in f32.
+    ScaledF32 { activation: Activation, global: f32 },
+}
+
+impl<M> CudaBuffer<M> {
+    /// Uninitialised activations for results.
+    pub(crate) fn new<D: Device<Memory = M>>(
+        device: &D,
+        rows: usize,
+        width: usize,
+    ) -> Result<CudaBuffer<M>, KernelError> {
+        Ok(CudaBuffer { rows, width, memory: device.allocate(rows * width * 4)? })
+    }
+
+    /// Activations from the host, [rows, width].
+    pub(crate) fn upload<D: Device<Memory = M>>(
+        device: &D,
+        width: usize,
+        values: &[f32],
+    ) -> Result<CudaBuffer<M>, KernelError> {
+        let rows = values.len().checked_div(width).unwrap_or(0);
+        Ok(CudaBuffer { rows, width, memory: upload_floats(device, values)? })
+    }
+
+    pub(crate) fn download<D: Device<Memory = M>>(&self, device: &D) -> Result<Vec<f32>, KernelError> {
+        download_floats(device, &self.memory, self.rows * self.width)
+    }
+
+    /// Elements.
+    pub(crate) fn len(&self) -> usize {
+        self.rows * self.width
+    }
+
+    /// Where it lies.
+    pub(crate) fn address<D: Device<Memory = M>>(&self) -> Address {
+        D::address(&self.memory)
+    }
+}
+
+/// Numbers from the host.
+pub(crate) fn upload_floats<D: Device>(device: &D, values: &[f32]) -> Result<D::Memory, KernelError> {
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    device.upload(&bytes)
+}
+
+/// Numbers from the host.
+pub(crate) fn upload_integers<D: Device>(device: &D, values: &[u32]) -> Result<D::Memory, KernelError> {
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    device.upload(&bytes)
+}
+
+/// The first `count` numbers of `memory`.
+pub(crate) fn download_floats<D: Device>(
+    device: &D,
+    memory: &D::Memory,
+    count: usize,
+) -> Result<Vec<f32>, KernelError> {
+    let mut bytes = vec![0; count * 4];
+    device.download(memory, 0, &mut bytes)?;
+    Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect())
+}

@@ -1,0 +1,114 @@
+//! What the CUDA backend asks of a device: memory, copies, kernels by name. Implemented over the CUDA driver, and over
+//! an emulation on the CPU that tests use. Knows no operation.
+
+use crate::KernelError;
+use crate::backend::BackendIdentity;
+
+/// Address of device memory, as kernels see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Address(pub u64);
+
+impl Address {
+    /// No memory.
+    pub const NULL: Address = Address(0);
+
+    /// `bytes` further on.
+    pub const fn offset(self, bytes: usize) -> Address {
+        Address(self.0 + bytes as u64)
+    }
+}
+
+/// The one argument of a kernel: plain data, laid out as the structure of the same name in `kernels/cuda`.
+///
+/// # Safety
+/// The type must be `repr(C)`, hold nothing but numbers and [`Address`]es, and match the kernel's structure.
+#[expect(unsafe_code, reason = "the launcher hands the bytes to a kernel as they are")]
+pub unsafe trait Arguments: Copy + Send + Sync {}
+
+/// Queues of work on a device. Work of one queue runs in order; queues run beside one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queue {
+    /// Everything but what follows.
+    Compute,
+    /// Decoding of packed weights for a product that has yet to begin.
+    Decode,
+}
+
+/// `y = x * w^T` of dense bf16 matrices with f32 sums, by a library.
+#[derive(Clone, Copy, Debug)]
+pub struct DenseProduct {
+    /// bf16 [n, k] row-major.
+    pub weight: Address,
+    /// bf16 [m, k] row-major.
+    pub x: Address,
+    /// f32 [m, y_stride] row-major, of which n columns are written.
+    pub y: Address,
+    /// Rows of `x`.
+    pub m: usize,
+    /// Rows of `weight`.
+    pub n: usize,
+    /// The reduction axis.
+    pub k: usize,
+    /// Elements from one row of `y` to the next.
+    pub y_stride: usize,
+}
+
+/// A device that kernels run on.
+pub trait Device: Send + Sync {
+    /// Bytes on the device. Freed when dropped, after all work that was queued before.
+    type Memory: Send + Sync;
+
+    /// Kind of device and instruction set: `cuda`, `sm_90`.
+    fn identity(&self) -> BackendIdentity;
+
+    /// Where memory begins; aligned to 256 bytes.
+    fn address(memory: &Self::Memory) -> Address;
+
+    /// Memory for results of [`Queue::Compute`]; its content is undefined.
+    ///
+    /// # Errors
+    /// [`KernelError::OutOfMemory`] where there is none left.
+    fn allocate(&self, bytes: usize) -> Result<Self::Memory, KernelError>;
+
+    /// A copy of host bytes, there for whatever is queued afterwards. May be called from any thread, and does not wait
+    /// for the queues.
+    ///
+    /// # Errors
+    /// As [`Device::allocate`]; where the copy fails.
+    fn upload(&self, bytes: &[u8]) -> Result<Self::Memory, KernelError>;
+
+    /// Copies memory from `offset` to the host, after all work queued so far on [`Queue::Compute`].
+    ///
+    /// # Errors
+    /// Where the copy, or work queued before it, fails.
+    fn download(&self, memory: &Self::Memory, offset: usize, bytes: &mut [u8]) -> Result<(), KernelError>;
+
+    /// Queues a kernel on `blocks` blocks (x, y, z). A launch of no blocks does nothing.
+    ///
+    /// # Errors
+    /// Where the kernel cannot be compiled or launched.
+    fn launch<A: Arguments>(
+        &self,
+        queue: Queue,
+        kernel: &'static str,
+        blocks: [usize; 3],
+        args: &A,
+    ) -> Result<(), KernelError>;
+
+    /// Lets work queued on `queue` from now on wait for all that is queued on `earlier` so far.
+    ///
+    /// # Errors
+    /// Where the device fails.
+    fn follow(&self, queue: Queue, earlier: Queue) -> Result<(), KernelError>;
+
+    /// Whether [`Device::dense_product`] is there for products of this k. Must not depend on anything else.
+    fn has_dense_product(&self, k: usize) -> bool;
+
+    /// Queues a dense product on [`Queue::Compute`]. Bits of an output depend on its row of `x` and of `weight` alone
+    /// as long as `m` and `n` stay the same.
+    ///
+    /// # Errors
+    /// Where the library fails.
+    fn dense_product(&self, product: &DenseProduct) -> Result<(), KernelError>;
+}

@@ -1,0 +1,261 @@
+//! [`Device`] over the CUDA driver: memory, copies and launches of one GPU. Knows no operation.
+#![expect(unsafe_code, reason = "calls the driver")]
+
+use std::path::Path;
+use std::ptr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::sys;
+
+use super::compile::Compiler;
+use super::context::Context;
+use super::cublaslt::CublasLt;
+use super::dense::Dense;
+use super::kernels::KernelTable;
+use super::machine::{Kernels, Machine};
+use super::memory::{CudaMemory, Heap};
+use super::nvrtc::Nvrtc;
+use super::staging::Staging;
+use crate::KernelError;
+use crate::backend::BackendIdentity;
+use crate::cuda::device::{Address, Arguments, DenseProduct, Device, Queue};
+
+/// Uploads up to this many bytes are taken by the driver before it returns.
+const SMALL: usize = 64 << 10;
+
+/// A GPU.
+#[derive(Debug)]
+pub struct CudaDevice {
+    // In the order in which they must go: what is used on the context's streams before the streams.
+    kernels: KernelTable,
+    /// The library of dense products, or why there is none.
+    dense: Result<Dense, String>,
+    staging: Staging,
+    heap: Arc<Heap>,
+    context: Arc<Context>,
+    capability: (u32, u32),
+    /// Last kernel that was queued: a fault of one is told by whatever waits next.
+    last: Mutex<&'static str>,
+}
+
+impl CudaDevice {
+    /// Opens a device of a machine. At most `budget` bytes of its memory are allocated; without one, as much as there
+    /// is. Compiled kernels are kept in `cache`, where there is one.
+    ///
+    /// # Errors
+    /// Where it cannot be used, or fails.
+    pub fn open(
+        machine: &Machine,
+        ordinal: usize,
+        budget: Option<u64>,
+        cache: Option<&Path>,
+    ) -> Result<CudaDevice, KernelError> {
+        let fault = |what: String| KernelError::Device { device: format!("cuda:{ordinal}"), what };
+        let (info, kernels) = machine.device(ordinal).map_err(|error| fault(error.to_string()))?;
+        let compiler = match kernels {
+            Kernels::Prebuilt(target) => Compiler::prebuilt(target.clone()),
+            Kernels::Compiled(target) => {
+                let found = machine.nvrtc.as_ref().map_err(|error| fault(format!("NVRTC: {error}")))?;
+                let nvrtc = Nvrtc::load(&found.path).map_err(fault)?;
+                Compiler::nvrtc(target.clone(), nvrtc, cache)
+            }
+        };
+        let context = Arc::new(Context::new(info)?);
+        let heap = Arc::new(Heap::new(&context)?);
+        let staging = Staging::new(&context)?;
+        let dense = match &machine.cublaslt {
+            Ok(found) => match CublasLt::load(&found.path) {
+                Ok(library) => Dense::new(&heap, &staging, library, found.version)?,
+                Err(reason) => Err(format!("{}: {reason}", found.path.display())),
+            },
+            Err(error) => Err(format!("cuBLASLt: {error}")),
+        };
+        // What the library takes is apart from the budget, which must not decide who multiplies.
+        if let Some(budget) = budget {
+            heap.limit(budget);
+        }
+        Ok(CudaDevice {
+            kernels: KernelTable::new(&context, compiler),
+            dense,
+            staging,
+            heap,
+            context,
+            capability: info.capability,
+            last: Mutex::new(""),
+        })
+    }
+
+    /// Makes and loads all kernels now rather than when they are first needed.
+    ///
+    /// # Errors
+    /// Where one cannot be compiled or loaded.
+    pub fn load_kernels(&self) -> Result<(), KernelError> {
+        self.kernels.load_all()
+    }
+
+    /// What there is to tell since this was asked last, such as a cache that cannot be written.
+    pub fn take_notes(&self) -> Vec<String> {
+        self.kernels.compiler.take_notes()
+    }
+
+    /// What multiplies dense matrices, or why the library does not.
+    ///
+    /// # Errors
+    /// The reason, where ctq's own kernels serve.
+    pub fn dense(&self) -> Result<&str, &str> {
+        self.dense.as_ref().map(Dense::description).map_err(String::as_str)
+    }
+
+    /// Free memory, and all of it, in bytes.
+    ///
+    /// # Errors
+    /// Where the device fails.
+    pub fn memory(&self) -> Result<(u64, u64), KernelError> {
+        self.context.memory()
+    }
+
+    /// Bytes allocated now.
+    pub fn used(&self) -> u64 {
+        self.heap.used()
+    }
+
+    /// Waits for all that was queued.
+    ///
+    /// # Errors
+    /// Where it failed.
+    pub fn synchronize(&self) -> Result<(), KernelError> {
+        let done = self.heap.decode.synchronize().and(self.heap.compute.synchronize());
+        done.map_err(|error| self.blamed(error))
+    }
+
+    /// Says what was under way where a device fails.
+    fn blamed(&self, error: KernelError) -> KernelError {
+        let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match error {
+            KernelError::Device { device, what } if !last.is_empty() => {
+                KernelError::Device { device, what: format!("{what}, at the latest in `{last}`") }
+            }
+            error => error,
+        }
+    }
+}
+
+impl Drop for CudaDevice {
+    fn drop(&mut self) {
+        // Kernels must not go while they run. Whoever waits for a result is told of a failure.
+        let _ = self.synchronize();
+    }
+}
+
+impl Device for CudaDevice {
+    type Memory = CudaMemory;
+
+    fn identity(&self) -> BackendIdentity {
+        let (major, minor) = self.capability;
+        // Who multiplies shows in the bits, so it is part of how a number was made.
+        let products = match &self.dense {
+            Ok(dense) => format!(", {}", dense.description()),
+            Err(_) => String::new(),
+        };
+        BackendIdentity { name: "cuda".to_owned(), isa: format!("sm_{major}{minor}{products}") }
+    }
+
+    fn address(memory: &CudaMemory) -> Address {
+        Address(memory.address)
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<CudaMemory, KernelError> {
+        self.heap.allocate(bytes).map_err(|error| self.blamed(error))
+    }
+
+    fn upload(&self, bytes: &[u8]) -> Result<CudaMemory, KernelError> {
+        match bytes.len() {
+            ..=SMALL => self.heap.upload_table(bytes),
+            _ => self.staging.upload(&self.heap, bytes),
+        }
+    }
+
+    fn download(&self, memory: &CudaMemory, offset: usize, bytes: &mut [u8]) -> Result<(), KernelError> {
+        if offset.checked_add(bytes.len()).is_none_or(|end| end > memory.bytes) {
+            let what = format!("a download of {} bytes from {offset} of {}", bytes.len(), memory.bytes);
+            return Err(self.context.error(what));
+        }
+        self.heap.before_compute()?;
+        let (to, from) = (bytes.as_mut_ptr().cast(), memory.address + offset as u64);
+        // SAFETY: inside both; the bytes are borrowed until the stream is synchronised.
+        let queued = unsafe { sys::cuMemcpyDtoHAsync_v2(to, from, bytes.len(), self.heap.compute.raw) };
+        let queued = self.context.check(queued, "downloading");
+        queued.and(self.heap.compute.synchronize()).map_err(|error| self.blamed(error))
+    }
+
+    fn launch<A: Arguments>(
+        &self,
+        queue: Queue,
+        kernel: &'static str,
+        blocks: [usize; 3],
+        args: &A,
+    ) -> Result<(), KernelError> {
+        if blocks.contains(&0) {
+            return Ok(());
+        }
+        let [x, y, z] = blocks;
+        if x >= 1 << 31 || y >= 1 << 16 || z >= 1 << 16 {
+            return Err(self.context.error(format!("`{kernel}` on {x} x {y} x {z} blocks")));
+        }
+        let found = self.kernels.find(kernel)?;
+        let stream = match queue {
+            Queue::Compute => {
+                self.heap.before_compute()?;
+                &self.heap.compute
+            }
+            Queue::Decode => {
+                self.heap.before_decode()?;
+                &self.heap.decode
+            }
+        };
+        let mut arguments = [ptr::from_ref(args).cast_mut().cast()];
+        // SAFETY: one argument, of the type that the kernel takes by the promise of `Arguments`; the driver copies it
+        // before it returns. What it points to is the callers' promise.
+        let launched = unsafe {
+            sys::cuLaunchKernel(
+                found.function,
+                x as u32,
+                y as u32,
+                z as u32,
+                found.threads,
+                1,
+                1,
+                found.shared,
+                stream.raw,
+                arguments.as_mut_ptr(),
+                ptr::null_mut(),
+            )
+        };
+        let launched = self.context.check(launched, &format!("launching `{kernel}`"));
+        launched.map_err(|error| self.blamed(error))?;
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = kernel;
+        Ok(())
+    }
+
+    fn follow(&self, queue: Queue, earlier: Queue) -> Result<(), KernelError> {
+        match (queue, earlier) {
+            (Queue::Compute, Queue::Decode) => self.heap.compute_follows_decode(),
+            (Queue::Decode, Queue::Compute) => self.heap.decode_follows_compute(),
+            // A queue runs in order by itself.
+            (Queue::Compute, Queue::Compute) | (Queue::Decode, Queue::Decode) => Ok(()),
+        }
+    }
+
+    fn has_dense_product(&self, k: usize) -> bool {
+        self.dense.as_ref().is_ok_and(|dense| dense.takes(k))
+    }
+
+    fn dense_product(&self, product: &DenseProduct) -> Result<(), KernelError> {
+        let dense = self.dense.as_ref().map_err(|error| self.context.error(error.clone()))?;
+        dense.multiply(product).map_err(|error| self.blamed(error))
+    }
+}
+
+#[cfg(test)]
+#[path = "tests/device.rs"]
+mod tests;

@@ -1,0 +1,307 @@
+//! Operations that touch every element once: `kernels/cuda/elementwise.cu`.
+#![expect(unsafe_code, reason = "arguments of kernels")]
+
+use std::ops::Range;
+
+use crate::cuda::buffer::{CudaBuffer, upload_floats, upload_integers};
+use crate::cuda::device::{Address, Arguments, Device, Queue};
+use crate::{KernelError, Rotation};
+
+/// Elements that one block covers: `ELEMENTWISE_THREADS`.
+const ELEMENTS: usize = 256;
+/// Columns that one block of a kernel over rows covers: `ELEMENTWISE_COLUMNS`.
+const COLUMNS: usize = 1024;
+/// Blocks that look for numbers that are not finite; each leaves one number for the host.
+const FINITE_BLOCKS: usize = 1024;
+/// What stands for no row and no position.
+const NONE: u32 = u32::MAX;
+
+/// `PairArgs`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct PairArgs {
+    x: Address,
+    y: Address,
+    count: u64,
+}
+
+// SAFETY: as the structure of that name in elementwise.cu.
+unsafe impl Arguments for PairArgs {}
+
+/// `x += y`.
+pub(crate) fn add<D: Device>(
+    device: &D,
+    x: &mut CudaBuffer<D::Memory>,
+    y: &CudaBuffer<D::Memory>,
+) -> Result<(), KernelError> {
+    assert_eq!((x.rows, x.width), (y.rows, y.width), "shapes of a sum");
+    let args = PairArgs { x: x.address::<D>(), y: y.address::<D>(), count: x.len() as u64 };
+    device.launch(Queue::Compute, "add", [x.len().div_ceil(ELEMENTS), 1, 1], &args)
+}
+
+/// `GateArgs`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct GateArgs {
+    out: Address,
+    gate: Address,
+    up: Address,
+    count: u64,
+}
+
+// SAFETY: as the structure of that name in elementwise.cu.
+unsafe impl Arguments for GateArgs {}
+
+/// `silu(gate) * up`.
+pub(crate) fn gate<D: Device>(
+    device: &D,
+    gate: &CudaBuffer<D::Memory>,
+    up: &CudaBuffer<D::Memory>,
+) -> Result<CudaBuffer<D::Memory>, KernelError> {
+    assert_eq!((gate.rows, gate.width), (up.rows, up.width), "shapes of a gate");
+    let out = CudaBuffer::new(device, gate.rows, gate.width)?;
+    let args = GateArgs {
+        out: out.address::<D>(),
+        gate: gate.address::<D>(),
+        up: up.address::<D>(),
+        count: gate.len() as u64,
+    };
+    device.launch(Queue::Compute, "gate", [gate.len().div_ceil(ELEMENTS), 1, 1], &args)?;
+    Ok(out)
+}
+
+/// Blocks of a kernel over rows.
+fn row_blocks(rows: usize, width: usize) -> [usize; 3] {
+    [rows, width.div_ceil(COLUMNS), 1]
+}
+
+/// `BiasArgs`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct BiasArgs {
+    y: Address,
+    bias: Address,
+    width: u32,
+}
+
+// SAFETY: as the structure of that name in elementwise.cu.
+unsafe impl Arguments for BiasArgs {}
+
+/// Adds `bias` to every row.
+pub(crate) fn add_bias<D: Device>(
+    device: &D,
+    y: &CudaBuffer<D::Memory>,
+    bias: &[f32],
+) -> Result<(), KernelError> {
+    assert_eq!(y.width, bias.len(), "one bias a column");
+    let bias = upload_floats(device, bias)?;
+    let args = BiasArgs { y: y.address::<D>(), bias: D::address(&bias), width: y.width as u32 };
+    device.launch(Queue::Compute, "add_bias", row_blocks(y.rows, y.width), &args)
+}
+
+/// `GatherArgs`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct GatherArgs {
+    x: Address,
+    out: Address,
+    rows: Address,
+    width: u32,
+}
+
+// SAFETY: as the structure of that name in elementwise.cu.
+unsafe impl Arguments for GatherArgs {}
+
+/// Rows `rows` of `x`, in that order.
+pub(crate) fn gather<D: Device>(
+    device: &D,
+    x: &CudaBuffer<D::Memory>,
+    rows: &[u32],
+) -> Result<CudaBuffer<D::Memory>, KernelError> {
+    assert!(rows.iter().all(|row| (*row as usize) < x.rows), "rows that are there");
+    let out = CudaBuffer::new(device, rows.len(), x.width)?;
+    let ids = upload_integers(device, rows)?;
+    let args = GatherArgs {
+        x: x.address::<D>(),
+        out: out.address::<D>(),
+        rows: D::address(&ids),
+        width: x.width as u32,
+    };
+    device.launch(Queue::Compute, "gather", row_blocks(rows.len(), x.width), &args)?;
+    Ok(out)
+}
+
+/// `ScatterArgs`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct ScatterArgs {
+    x: Address,
+    y: Address,
+    rows: Address,
+    weights: Address,
+    width: u32,
+}
+
+// SAFETY: as the structure of that name in elementwise.cu.
+unsafe impl Arguments for ScatterArgs {}
+
+/// `x[rows[i]] += weights[i] * y[i]`, product and sum rounded one after the other; `rows` are distinct.
+pub(crate) fn scatter_add<D: Device>(
+    device: &D,
+    x: &mut CudaBuffer<D::Memory>,
+    y: &CudaBuffer<D::Memory>,
+    rows: &[u32],
+    weights: &[f32],
+) -> Result<(), KernelError> {
+    assert_eq!(
+        (y.rows, y.width, weights.len()),
+        (rows.len(), x.width, rows.len()),
+        "one row and weight each"
+    );
+    assert!(rows.iter().all(|row| (*row as usize) < x.rows), "rows that are there");
+    let rows = upload_integers(device, rows)?;
+    let weights = upload_floats(device, weights)?;
+    let args = ScatterArgs {
+        x: x.address::<D>(),
+        y: y.address::<D>(),
+        rows: D::address(&rows),
+        weights: D::address(&weights),
+        width: x.width as u32,
+    };
+    device.launch(Queue::Compute, "scatter_add", row_blocks(y.rows, y.width), &args)
+}
+
+/// `PlaceArgs`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct PlaceArgs {
+    part: Address,
+    out: Address,
+    width: u32,
+    stride: u32,
+}
+
+// SAFETY: as the structure of that name in elementwise.cu.
+unsafe impl Arguments for PlaceArgs {}
+
+/// Columns of several buffers side by side.
+pub(crate) fn concatenate<D: Device>(
+    device: &D,
+    parts: &[&CudaBuffer<D::Memory>],
+) -> Result<CudaBuffer<D::Memory>, KernelError> {
+    let width = parts.iter().map(|part| part.width).sum();
+    let rows = parts.iter().map(|part| part.rows).max().unwrap_or(0);
+    let out = CudaBuffer::new(device, rows, width)?;
+    let mut column = 0;
+    for part in parts.iter().filter(|part| part.width > 0) {
+        assert_eq!(part.rows, rows, "rows of every part");
+        let args = PlaceArgs {
+            part: part.address::<D>(),
+            out: out.address::<D>().offset(column * 4),
+            width: part.width as u32,
+            stride: width as u32,
+        };
+        device.launch(Queue::Compute, "place_columns", row_blocks(rows, part.width), &args)?;
+        column += part.width;
+    }
+    Ok(out)
+}
+
+/// `FiniteArgs`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct FiniteArgs {
+    x: Address,
+    count: u64,
+    width: u32,
+    blocks: u32,
+    first: Address,
+}
+
+// SAFETY: as the structure of that name in elementwise.cu.
+unsafe impl Arguments for FiniteArgs {}
+
+/// First row that holds a NaN or an infinity.
+pub(crate) fn first_non_finite<D: Device>(
+    device: &D,
+    x: &CudaBuffer<D::Memory>,
+) -> Result<Option<usize>, KernelError> {
+    let blocks = x.len().div_ceil(ELEMENTS).min(FINITE_BLOCKS);
+    let first = device.allocate(blocks * 4)?;
+    let args = FiniteArgs {
+        x: x.address::<D>(),
+        count: x.len() as u64,
+        width: x.width as u32,
+        blocks: blocks as u32,
+        first: D::address(&first),
+    };
+    device.launch(Queue::Compute, "first_non_finite", [blocks, 1, 1], &args)?;
+    let rows = download_integers(device, &first, blocks)?;
+    Ok(rows.into_iter().min().filter(|row| *row != NONE).map(|row| row as usize))
+}
+
+/// The first `count` numbers of `memory`.
+pub(crate) fn download_integers<D: Device>(
+    device: &D,
+    memory: &D::Memory,
+    count: usize,
+) -> Result<Vec<u32>, KernelError> {
+    let mut bytes = vec![0; count * 4];
+    device.download(memory, 0, &mut bytes)?;
+    Ok(bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().expect("four bytes"))).collect())
+}
+
+/// `RotateArgs`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct RotateArgs {
+    x: Address,
+    cos: Address,
+    sin: Address,
+    positions: Address,
+    width: u32,
+    half: u32,
+}
+
+// SAFETY: as the structure of that name in elementwise.cu.
+unsafe impl Arguments for RotateArgs {}
+
+/// Rotates the heads of each row by its position inside its window.
+pub(crate) fn rotate<D: Device>(
+    device: &D,
+    x: &mut CudaBuffer<D::Memory>,
+    rotation: &Rotation,
+    windows: &[Range<usize>],
+) -> Result<(), KernelError> {
+    let mut positions = vec![NONE; x.rows];
+    for window in windows {
+        positions[window.clone()].iter_mut().zip(0..).for_each(|(at, position)| *at = position);
+    }
+    let longest = windows.iter().map(Range::len).max().unwrap_or(0);
+    let (mut cos, mut sin) = (Vec::new(), Vec::new());
+    for position in 0..longest {
+        let (cosines, sines) = rotation.at(position);
+        cos.extend_from_slice(cosines);
+        sin.extend_from_slice(sines);
+    }
+    let half = rotation.head_dim() / 2;
+    let (cos, sin) = (upload_floats(device, &cos)?, upload_floats(device, &sin)?);
+    let positions = upload_integers(device, &positions)?;
+    let args = RotateArgs {
+        x: x.address::<D>(),
+        cos: D::address(&cos),
+        sin: D::address(&sin),
+        positions: D::address(&positions),
+        width: x.width as u32,
+        half: half as u32,
+    };
+    let pairs = x.width / (2 * half) * half;
+    device.launch(Queue::Compute, "rotate", row_blocks(x.rows, pairs), &args)
+}
+
+#[cfg(all(test, feature = "emulated"))]
+#[path = "tests/samples.rs"]
+pub(crate) mod samples;
+#[cfg(all(test, feature = "emulated"))]
+#[path = "tests/elementwise.rs"]
+mod tests;

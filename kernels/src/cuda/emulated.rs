@@ -1,0 +1,361 @@
+//! A device that runs the CUDA kernels' own sources on the CPU, for tests: see `kernels/cuda/emulation`.
+#![expect(unsafe_code, reason = "calls the emulation's C interface, and kernels work on raw addresses")]
+
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::fmt;
+use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use libloading::Library;
+use rayon::prelude::*;
+
+use crate::KernelError;
+use crate::backend::BackendIdentity;
+use crate::cuda::device::{Address, Arguments, DenseProduct, Device, Queue};
+
+/// As `simt::Kernel`.
+#[repr(C)]
+struct RawKernel {
+    name: *const c_char,
+    call: *const c_void,
+    threads: u32,
+    shared_bytes: u32,
+    argument_bytes: usize,
+}
+
+unsafe extern "C" {
+    fn ctq_kernel(name: *const c_char) -> *const RawKernel;
+    fn ctq_run_block(
+        kernel: *const RawKernel,
+        args: *const c_void,
+        x: u32,
+        y: u32,
+        z: u32,
+        order: u32,
+        copies: u32,
+    ) -> u32;
+}
+
+type FindKernel = unsafe extern "C" fn(*const c_char) -> *const RawKernel;
+type RunBlock = unsafe extern "C" fn(*const RawKernel, *const c_void, u32, u32, u32, u32, u32) -> u32;
+
+/// The compiled emulation: the one that this crate was built with, or another build of it.
+#[derive(Clone, Debug)]
+struct Kernels {
+    find: FindKernel,
+    run_block: RunBlock,
+    /// Keeps the functions loaded.
+    _library: Option<Arc<Library>>,
+}
+
+impl Kernels {
+    fn own() -> Kernels {
+        Kernels { find: ctq_kernel, run_block: ctq_run_block, _library: None }
+    }
+
+    fn load(path: &Path) -> Result<Kernels, libloading::Error> {
+        // SAFETY: the library is a build of `kernels/cuda/emulation`, whose initialisers only fill a table.
+        let library = unsafe { Library::new(path)? };
+        // SAFETY: the functions have these types in every build of the emulation.
+        let (find, run_block) = unsafe {
+            (*library.get::<FindKernel>(b"ctq_kernel")?, *library.get::<RunBlock>(b"ctq_run_block")?)
+        };
+        Ok(Kernels { find, run_block, _library: Some(Arc::new(library)) })
+    }
+}
+
+/// Order in which the threads of a block run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThreadOrder {
+    /// A warp runs until it meets a barrier of the block.
+    DepthFirst,
+    /// All threads take turns.
+    LockStep,
+}
+
+/// When asynchronous copies happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CopyTime {
+    /// At once.
+    Eager,
+    /// At the last legal wait.
+    Lazy,
+}
+
+/// One way to run a block that CUDA allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Schedule {
+    /// Order of threads.
+    pub order: ThreadOrder,
+    /// Time of copies.
+    pub copies: CopyTime,
+}
+
+impl Schedule {
+    /// Every combination.
+    pub const ALL: [Schedule; 4] = [
+        Schedule { order: ThreadOrder::DepthFirst, copies: CopyTime::Eager },
+        Schedule { order: ThreadOrder::DepthFirst, copies: CopyTime::Lazy },
+        Schedule { order: ThreadOrder::LockStep, copies: CopyTime::Eager },
+        Schedule { order: ThreadOrder::LockStep, copies: CopyTime::Lazy },
+    ];
+}
+
+/// Bytes before and behind each allocation that no kernel may touch.
+const GUARD: usize = 256;
+const GUARD_BYTE: u8 = 0xa5;
+/// What undefined memory holds: NaN as f32, f64, bf16 and f16.
+const UNDEFINED: u8 = 0xff;
+
+/// Memory of the emulated device, with guards around it.
+pub struct EmulatedMemory {
+    start: NonNull<u8>,
+    bytes: usize,
+    used: Arc<AtomicUsize>,
+}
+
+// SAFETY: the memory is owned, and only kernels and copies touch it, which callers order.
+unsafe impl Send for EmulatedMemory {}
+// SAFETY: as above.
+unsafe impl Sync for EmulatedMemory {}
+
+impl fmt::Debug for EmulatedMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EmulatedMemory({})", self.bytes)
+    }
+}
+
+impl EmulatedMemory {
+    fn layout(bytes: usize) -> std::alloc::Layout {
+        std::alloc::Layout::from_size_align(bytes + 2 * GUARD, GUARD).expect("a size that fits")
+    }
+
+    fn new(bytes: usize, used: &Arc<AtomicUsize>) -> EmulatedMemory {
+        let layout = Self::layout(bytes);
+        // SAFETY: the layout is not empty.
+        let start = NonNull::new(unsafe { std::alloc::alloc(layout) }).expect("memory for the emulation");
+        // SAFETY: within the allocation.
+        unsafe {
+            start.as_ptr().write_bytes(GUARD_BYTE, GUARD);
+            start.as_ptr().add(GUARD).write_bytes(UNDEFINED, bytes);
+            start.as_ptr().add(GUARD + bytes).write_bytes(GUARD_BYTE, GUARD);
+        }
+        used.fetch_add(bytes, Ordering::Relaxed);
+        EmulatedMemory { start, bytes, used: Arc::clone(used) }
+    }
+
+    fn content(&self) -> *mut u8 {
+        // SAFETY: within the allocation.
+        unsafe { self.start.as_ptr().add(GUARD) }
+    }
+
+    fn guards_are_whole(&self) -> bool {
+        let whole = |at: usize| {
+            // SAFETY: within the allocation, and initialised when it was made.
+            let guard = unsafe { std::slice::from_raw_parts(self.start.as_ptr().add(at), GUARD) };
+            guard.iter().all(|byte| *byte == GUARD_BYTE)
+        };
+        whole(0) && whole(GUARD + self.bytes)
+    }
+}
+
+impl Drop for EmulatedMemory {
+    fn drop(&mut self) {
+        self.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        let whole = self.guards_are_whole();
+        // SAFETY: allocated with the same layout.
+        unsafe { std::alloc::dealloc(self.start.as_ptr(), Self::layout(self.bytes)) };
+        assert!(
+            whole || std::thread::panicking(),
+            "a kernel wrote outside an allocation of {} bytes",
+            self.bytes
+        );
+    }
+}
+
+/// The emulated device. Cloning gives the same device.
+#[derive(Clone, Debug)]
+pub struct Emulated {
+    kernels: Kernels,
+    schedule: Schedule,
+    /// Bytes that may be allocated.
+    capacity: usize,
+    used: Arc<AtomicUsize>,
+    dense_product: Dense,
+}
+
+/// Whether the emulated device has a library for dense products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dense {
+    /// Plain loops stand in for it.
+    Present,
+    /// It has none.
+    Absent,
+}
+
+impl Emulated {
+    /// A device without a library for dense products and with as much memory as there is.
+    pub fn new(schedule: Schedule) -> Emulated {
+        let used = Arc::new(AtomicUsize::new(0));
+        let kernels = Kernels::own();
+        Emulated { kernels, schedule, capacity: usize::MAX, used, dense_product: Dense::Absent }
+    }
+
+    /// The same with another build of the kernels: a shared library made from `kernels/cuda/emulation/simt.cpp`.
+    ///
+    /// # Errors
+    /// Where the library cannot be loaded.
+    pub fn with_kernels(self, library: &Path) -> Result<Emulated, libloading::Error> {
+        Ok(Emulated { kernels: Kernels::load(library)?, ..self })
+    }
+
+    /// The same with `capacity` bytes of memory.
+    #[must_use]
+    pub fn with_capacity(self, capacity: usize) -> Emulated {
+        Emulated { capacity, ..self }
+    }
+
+    /// The same with or without a library for dense products.
+    #[must_use]
+    pub fn with_dense_product(self, dense_product: Dense) -> Emulated {
+        Emulated { dense_product, ..self }
+    }
+
+    /// Bytes allocated now.
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    fn failure(what: String) -> KernelError {
+        KernelError::Device { device: "the emulated device".to_owned(), what }
+    }
+}
+
+impl Device for Emulated {
+    type Memory = EmulatedMemory;
+
+    fn identity(&self) -> BackendIdentity {
+        BackendIdentity { name: "cuda".to_owned(), isa: "emulated".to_owned() }
+    }
+
+    fn address(memory: &EmulatedMemory) -> Address {
+        Address(memory.content() as u64)
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<EmulatedMemory, KernelError> {
+        if self.used().saturating_add(bytes) > self.capacity {
+            return Err(KernelError::OutOfMemory {
+                device: "the emulated device".to_owned(),
+                wanted: bytes as u64,
+            });
+        }
+        Ok(EmulatedMemory::new(bytes, &self.used))
+    }
+
+    fn upload(&self, bytes: &[u8]) -> Result<EmulatedMemory, KernelError> {
+        let memory = self.allocate(bytes.len())?;
+        // SAFETY: freshly allocated with as many bytes.
+        unsafe { memory.content().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        Ok(memory)
+    }
+
+    fn download(&self, memory: &EmulatedMemory, offset: usize, bytes: &mut [u8]) -> Result<(), KernelError> {
+        assert!(offset + bytes.len() <= memory.bytes, "a download beyond the end");
+        // SAFETY: within the allocation.
+        unsafe { bytes.as_mut_ptr().copy_from_nonoverlapping(memory.content().add(offset), bytes.len()) };
+        Ok(())
+    }
+
+    fn launch<A: Arguments>(
+        &self,
+        _queue: Queue,
+        kernel: &'static str,
+        [x, y, z]: [usize; 3],
+        args: &A,
+    ) -> Result<(), KernelError> {
+        let name = CString::new(kernel).expect("names have no zeros");
+        // SAFETY: the name is a C string; kernels live as long as the program.
+        let found = unsafe { (self.kernels.find)(name.as_ptr()).as_ref() };
+        let Some(found) = found else {
+            return Err(Emulated::failure(format!("there is no kernel `{kernel}`")));
+        };
+        assert_eq!(found.argument_bytes, size_of::<A>(), "arguments of `{kernel}`");
+        assert!(y < 65_536 && z < 65_536 && x < 1 << 31, "`{kernel}` on {x} x {y} x {z} blocks");
+        let (found, args) = (Shared(found), Shared(args));
+        let run = |index: usize| {
+            let (bx, by, bz) = (index % x, index / x % y, index / (x * y));
+            // SAFETY: sizes of arguments are equal; what they point to is the callers' promise, as on a device.
+            let failure = unsafe {
+                (self.kernels.run_block)(
+                    found.pointer(),
+                    args.pointer().cast(),
+                    bx as u32,
+                    by as u32,
+                    bz as u32,
+                    self.schedule.order as u32,
+                    self.schedule.copies as u32,
+                )
+            };
+            match failure {
+                0 => Ok(()),
+                failure => Err((index, failure)),
+            }
+        };
+        (0..x * y * z).into_par_iter().try_for_each(run).map_err(|(block, failure)| {
+            let what = match failure {
+                1 => "makes no progress",
+                2 => "reaches beyond its shared memory",
+                _ => "waits for a thread that has left",
+            };
+            // SAFETY: the name is a string literal of the kernel.
+            let name = unsafe { CStr::from_ptr(found.0.name) }.to_string_lossy();
+            Emulated::failure(format!("block {block} of `{name}` {what}"))
+        })
+    }
+
+    fn follow(&self, _queue: Queue, _earlier: Queue) -> Result<(), KernelError> {
+        // Everything happens at once.
+        Ok(())
+    }
+
+    fn has_dense_product(&self, k: usize) -> bool {
+        self.dense_product == Dense::Present && k.is_multiple_of(8)
+    }
+
+    fn dense_product(&self, product: &DenseProduct) -> Result<(), KernelError> {
+        let DenseProduct { m, n, k, y_stride, .. } = *product;
+        let element = |from: Address, index: usize| {
+            // SAFETY: the caller's promise: [n, k] and [m, k] elements.
+            let bits = unsafe { (from.0 as *const u16).add(index).read() };
+            f32::from_bits(u32::from(bits) << 16)
+        };
+        let y = Shared(product);
+        (0..m).into_par_iter().for_each(|row| {
+            for column in 0..n {
+                let sum = (0..k).fold(0.0_f32, |sum, i| {
+                    sum + element(product.x, row * k + i) * element(product.weight, column * k + i)
+                });
+                // SAFETY: the caller's promise: [m, y_stride] elements; rows are written by one thread each.
+                unsafe { (y.0.y.0 as *mut f32).add(row * y_stride + column).write(sum) };
+            }
+        });
+        Ok(())
+    }
+}
+
+/// A reference that may be looked at from the threads that run blocks.
+#[derive(Clone, Copy)]
+struct Shared<'a, T>(&'a T);
+
+// SAFETY: nothing behind it is written while blocks run.
+unsafe impl<T> Send for Shared<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Shared<'_, T> {}
+
+impl<T> Shared<'_, T> {
+    fn pointer(&self) -> *const T {
+        self.0
+    }
+}

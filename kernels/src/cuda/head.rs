@@ -1,0 +1,232 @@
+//! Logits folded into partial log-sum-exps: `kernels/cuda/head.cu`. Logits of a whole vocabulary are never stored: the
+//! fused kernels fold them where they are made, other products make a part of the vocabulary at a time.
+#![expect(unsafe_code, reason = "arguments of kernels")]
+
+use std::ops::Range;
+
+use ctq_container::TILE;
+
+use crate::backend::{HeadTiles, VOCABULARY_TILE};
+use crate::cuda::Cuda;
+use crate::cuda::buffer::{CudaOperand, download_floats, upload_integers};
+use crate::cuda::device::{Address, Arguments, Device, Queue};
+use crate::cuda::linear::{FusedProduct, Input, Output, fused_product, product, takes_library};
+use crate::cuda::matrix::{CudaMatrix, MatrixArgs};
+use crate::{Compute, KernelError};
+
+/// Tokens that one block covers: `PRODUCT_TOKENS` and `STAGED_TOKENS`.
+const PRODUCT_TOKENS: usize = 128;
+const FOLD_TOKENS: usize = 64;
+
+/// Tokens whose logits are stored at a time, and bytes of them; a part of the vocabulary is whole chunks of a dense
+/// product.
+const STORED_TOKENS: usize = 16_384;
+const STORED_BYTES: usize = 128 << 20;
+const STORED_COLUMNS: usize = 2048;
+
+const KERNELS: [&str; 7] =
+    ["head_int4", "head_e2m1", "head_int8", "head_e4m3", "head_bf16", "head_f16", "head_f32"];
+
+/// `Fold`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Fold {
+    targets: Address,
+    target_logits: Address,
+    largest: Address,
+    sums: Address,
+    m: u32,
+    tiles: u32,
+    first_tile: u32,
+    columns: u32,
+}
+
+/// `HeadArgs`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct HeadArgs {
+    matrix: MatrixArgs,
+    x: Address,
+    fold: Fold,
+    divisor: f32,
+}
+
+// SAFETY: as the structure of that name in head.cu.
+unsafe impl Arguments for HeadArgs {}
+
+/// `FoldLogitsArgs`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct FoldLogitsArgs {
+    logits: Address,
+    fold: Fold,
+}
+
+// SAFETY: as the structure of that name in head.cu.
+unsafe impl Arguments for FoldLogitsArgs {}
+
+/// Logits that are stored at a time.
+#[derive(Clone, Copy, Debug)]
+struct Stored {
+    tokens: usize,
+    /// Whole vocabulary tiles.
+    columns: usize,
+}
+
+impl Stored {
+    /// What fits into [`STORED_BYTES`], or the least that is worth a product.
+    fn of(rows: usize) -> Stored {
+        let tokens = rows.clamp(1, STORED_TOKENS);
+        let parts = (STORED_BYTES / 4 / tokens / STORED_COLUMNS).max(1);
+        Stored { tokens, columns: parts * STORED_COLUMNS }
+    }
+}
+
+/// Results on the device.
+struct Partials<M> {
+    targets: M,
+    target_logits: M,
+    largest: M,
+    sums: M,
+    rows: usize,
+    tiles: usize,
+}
+
+/// Partial log-sum-exps over rows `vocabulary` of `head`, counted from its own first row, as `targets` are.
+pub(crate) fn head<D: Device>(
+    cuda: &Cuda<D>,
+    x: &CudaOperand<D::Memory>,
+    head: &CudaMatrix<D::Memory>,
+    vocabulary: Range<usize>,
+    targets: &[Option<u32>],
+    _compute: Compute,
+) -> Result<HeadTiles, KernelError> {
+    let device = cuda.device();
+    let input = Input::new(device, x, head)?;
+    let inside = |target: &Option<u32>| {
+        target.map(|target| target as usize).filter(|target| vocabulary.contains(target))
+    };
+    let inside: Vec<Option<usize>> =
+        targets.iter().map(|target| inside(target).map(|target| target - vocabulary.start)).collect();
+    let partials = Partials::new(device, x.rows, &inside, vocabulary.len().div_ceil(VOCABULARY_TILE))?;
+    let nowhere = Output { address: Address::NULL, stride: 0 };
+    let fused = fused_product(input.kind(), head, vocabulary.clone(), nowhere)?;
+    match fused {
+        Some(product) if !takes_library(device, input.kind(), head) && begins_tiles(&product) => {
+            partials.fold_product(device, &input, &product)?;
+        }
+        Some(_) | None => partials.fold_stored(cuda, &input, head, vocabulary, Stored::of(x.rows))?,
+    }
+    partials.download(device, &inside)
+}
+
+/// Whether vocabulary tiles are pairs of row tiles whose scales the fused kernels take.
+fn begins_tiles<M>(product: &FusedProduct<'_, M>) -> bool {
+    (product.weight.rows.start + product.rows.start).is_multiple_of(TILE) && product.weight.has_whole_slices()
+}
+
+impl<M> Partials<M> {
+    /// Room for `tiles` of each row; `targets` count from the first logit.
+    fn new<D: Device<Memory = M>>(
+        device: &D,
+        rows: usize,
+        targets: &[Option<usize>],
+        tiles: usize,
+    ) -> Result<Partials<M>, KernelError> {
+        let targets: Vec<u32> =
+            targets.iter().map(|target| target.map_or(u32::MAX, |target| target as u32)).collect();
+        Ok(Partials {
+            targets: upload_integers(device, &targets)?,
+            target_logits: device.allocate(rows * 4)?,
+            largest: device.allocate(rows * tiles * 4)?,
+            sums: device.allocate(rows * tiles * 8)?,
+            rows,
+            tiles,
+        })
+    }
+
+    /// Where `columns` logits of `tokens` go, the first of which belongs to `first_tile`.
+    fn fold<D: Device<Memory = M>>(&self, tokens: Range<usize>, first_tile: usize, columns: usize) -> Fold {
+        let at = |memory: &M, bytes: usize| D::address(memory).offset(tokens.start * bytes);
+        Fold {
+            targets: at(&self.targets, 4),
+            target_logits: at(&self.target_logits, 4),
+            largest: at(&self.largest, self.tiles * 4),
+            sums: at(&self.sums, self.tiles * 8),
+            m: tokens.len() as u32,
+            tiles: self.tiles as u32,
+            first_tile: first_tile as u32,
+            columns: columns as u32,
+        }
+    }
+
+    /// On tensor cores, logits folded in shared memory.
+    fn fold_product<D: Device<Memory = M>>(
+        &self,
+        device: &D,
+        x: &Input<'_, M>,
+        product: &FusedProduct<'_, M>,
+    ) -> Result<(), KernelError> {
+        let args = HeadArgs {
+            matrix: product.weight.args::<D>(product.rows.clone(), product.worth),
+            x: x.values::<D>(0),
+            fold: self.fold::<D>(0..self.rows, 0, product.rows.len()),
+            divisor: product.divisor,
+        };
+        let blocks = [self.tiles, self.rows.div_ceil(PRODUCT_TOKENS), 1];
+        device.launch(Queue::Compute, product.weight.class().pick(&KERNELS), blocks, &args)
+    }
+
+    /// Any other product: logits of some tokens and a part of the vocabulary, then folded.
+    fn fold_stored<D: Device<Memory = M>>(
+        &self,
+        cuda: &Cuda<D>,
+        x: &Input<'_, M>,
+        head: &CudaMatrix<M>,
+        vocabulary: Range<usize>,
+        stored: Stored,
+    ) -> Result<(), KernelError> {
+        let device = cuda.device();
+        let part = stored.columns.min(vocabulary.len().max(1));
+        let logits = device.allocate(stored.tokens.min(self.rows) * part * 4)?;
+        for token in (0..self.rows).step_by(stored.tokens) {
+            let tokens = token..self.rows.min(token + stored.tokens);
+            for start in vocabulary.clone().step_by(part) {
+                let rows = start..vocabulary.end.min(start + part);
+                let columns = rows.len();
+                let y = Output { address: D::address(&logits), stride: columns };
+                product(cuda, x, tokens.clone(), head, rows, y)?;
+                let first_tile = (start - vocabulary.start) / VOCABULARY_TILE;
+                let args = FoldLogitsArgs {
+                    logits: y.address,
+                    fold: self.fold::<D>(tokens.clone(), first_tile, columns),
+                };
+                let blocks = [columns.div_ceil(VOCABULARY_TILE), tokens.len().div_ceil(FOLD_TOKENS), 1];
+                device.launch(Queue::Compute, "fold_logits", blocks, &args)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn download<D: Device<Memory = M>>(
+        &self,
+        device: &D,
+        targets: &[Option<usize>],
+    ) -> Result<HeadTiles, KernelError> {
+        let count = self.rows * self.tiles;
+        let largest = download_floats(device, &self.largest, count)?;
+        let mut sums = vec![0; count * 8];
+        device.download(&self.sums, 0, &mut sums)?;
+        let sums = sums.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("eight bytes")));
+        let logits = download_floats(device, &self.target_logits, self.rows)?;
+        Ok(HeadTiles {
+            tiles: self.tiles,
+            partials: largest.into_iter().zip(sums).collect(),
+            targets: targets.iter().zip(logits).map(|(target, logit)| target.map(|_| logit)).collect(),
+        })
+    }
+}
+
+#[cfg(all(test, feature = "emulated"))]
+#[path = "tests/head.rs"]
+mod tests;

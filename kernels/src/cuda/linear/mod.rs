@@ -1,0 +1,196 @@
+//! `x * W^T` on packed weights: which arithmetic an operand asks for, and which kernels do it.
+
+mod dense;
+mod fused;
+mod ordered;
+
+use std::ops::Range;
+
+use crate::cuda::Cuda;
+use crate::cuda::buffer::{CudaBuffer, CudaOperand, OperandKind};
+use crate::cuda::device::{Address, Device};
+use crate::cuda::matrix::{CudaMatrix, Worth};
+use crate::{Compute, KernelError};
+
+pub(crate) use self::dense::{Scratches, scratch_bytes};
+pub(crate) use self::fused::FusedProduct;
+
+/// An operand whose columns are in the order of a matrix's tiles.
+pub(crate) struct Input<'a, M> {
+    operand: &'a CudaOperand<M>,
+    /// The operand's values with their columns permuted, where the matrix has an order of its own.
+    permuted: Option<M>,
+}
+
+/// Part of a result: f32 [rows of the input, stride], of which the first columns are written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Output {
+    pub(crate) address: Address,
+    /// Elements from one row to the next.
+    pub(crate) stride: usize,
+}
+
+impl Output {
+    /// Everything from row `row` and column `column` on.
+    fn from(self, row: usize, column: usize) -> Output {
+        Output { address: self.address.offset((row * self.stride + column) * 4), ..self }
+    }
+}
+
+impl<'a, M> Input<'a, M> {
+    pub(crate) fn new<D: Device<Memory = M>>(
+        device: &D,
+        operand: &'a CudaOperand<M>,
+        weight: &CudaMatrix<M>,
+    ) -> Result<Input<'a, M>, KernelError> {
+        let permutation = weight.permutation.as_ref();
+        let permuted =
+            permutation.map(|permutation| ordered::permute(device, operand, permutation)).transpose()?;
+        Ok(Input { operand, permuted })
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.operand.rows
+    }
+
+    pub(crate) fn kind(&self) -> &OperandKind<M> {
+        &self.operand.kind
+    }
+
+    /// Where row `row` of the values begins.
+    pub(crate) fn values<D: Device<Memory = M>>(&self, row: usize) -> Address {
+        let values = self.permuted.as_ref().unwrap_or(&self.operand.values);
+        D::address(values).offset(row * row_bytes(self.operand))
+    }
+}
+
+/// Bytes from one row of an operand's values to the next.
+fn row_bytes<M>(x: &CudaOperand<M>) -> usize {
+    match x.kind {
+        OperandKind::Bf16 | OperandKind::ScaledBf16 { .. } => x.k.next_multiple_of(64) * 2,
+        OperandKind::F32 | OperandKind::Codes { .. } | OperandKind::ScaledF32 { .. } => x.k * 4,
+    }
+}
+
+/// Every row of `weight` for every row of `x`, without the bias: [rows, weight's rows].
+///
+/// `compute` has become the operand's kind already.
+pub(crate) fn linear<D: Device>(
+    cuda: &Cuda<D>,
+    x: &CudaOperand<D::Memory>,
+    weight: &CudaMatrix<D::Memory>,
+    compute: Compute,
+) -> Result<CudaBuffer<D::Memory>, KernelError> {
+    debug_assert!(agree(&x.kind, compute), "an operand of the other compute mode");
+    let input = Input::new(cuda.device(), x, weight)?;
+    let n = weight.rows.len();
+    let y = CudaBuffer::new(cuda.device(), x.rows, n)?;
+    product(cuda, &input, 0..x.rows, weight, 0..n, Output { address: y.address::<D>(), stride: n })?;
+    Ok(y)
+}
+
+/// [`linear`] for each pair of an operand and a matrix, in one launch where they are of one shape and scheme. Always
+/// on the fused kernels where operands are bf16: tokens of an expert are few.
+pub(crate) fn linear_experts<D: Device>(
+    cuda: &Cuda<D>,
+    x: &[CudaOperand<D::Memory>],
+    weights: &[&CudaMatrix<D::Memory>],
+    compute: Compute,
+) -> Result<Vec<CudaBuffer<D::Memory>>, KernelError> {
+    let device = cuda.device();
+    if !x.iter().all(|x| matches!(x.kind, OperandKind::Bf16)) {
+        return x.iter().zip(weights).map(|(x, weight)| linear(cuda, x, weight, compute)).collect();
+    }
+    let inputs = x.iter().zip(weights).map(|(x, weight)| Input::new(device, x, weight));
+    let inputs = inputs.collect::<Result<Vec<_>, _>>()?;
+    let outputs = x.iter().zip(weights).map(|(x, weight)| CudaBuffer::new(device, x.rows, weight.rows.len()));
+    let outputs = outputs.collect::<Result<Vec<_>, _>>()?;
+    let product = |index: usize| {
+        let (weight, y): (_, &CudaBuffer<D::Memory>) = (weights[index], &outputs[index]);
+        let y = Output { address: y.address::<D>(), stride: y.width };
+        FusedProduct { weight, rows: 0..weight.rows.len(), worth: Worth::Operand, divisor: 1.0, y }
+    };
+    if fused::is_one_launch(weights) {
+        fused::grouped(device, &inputs, (0..x.len()).map(product).collect())?;
+    } else {
+        for (index, input) in inputs.iter().enumerate() {
+            fused::product(device, input, 0..input.rows(), &product(index))?;
+        }
+    }
+    Ok(outputs)
+}
+
+/// Rows `rows` of `weight`, from its own first, for `tokens` of the input.
+pub(crate) fn product<D: Device>(
+    cuda: &Cuda<D>,
+    x: &Input<'_, D::Memory>,
+    tokens: Range<usize>,
+    weight: &CudaMatrix<D::Memory>,
+    rows: Range<usize>,
+    y: Output,
+) -> Result<(), KernelError> {
+    let device = cuda.device();
+    if rows.is_empty() || tokens.is_empty() {
+        return check(x.kind(), weight);
+    }
+    if takes_library(device, x.kind(), weight) {
+        return dense::product(cuda, x, tokens, weight, rows, y, dense::CHUNKS);
+    }
+    match fused_product(x.kind(), weight, rows.clone(), y)? {
+        Some(product) => fused::product(device, x, tokens, &product),
+        None => ordered::product(device, x, tokens, weight, rows, y),
+    }
+}
+
+/// Refuses operands that have no exact product with `weight`.
+fn check<M>(kind: &OperandKind<M>, weight: &CudaMatrix<M>) -> Result<(), KernelError> {
+    match kind {
+        OperandKind::Bf16 | OperandKind::F32 => Ok(()),
+        OperandKind::ScaledBf16 { activation, .. } | OperandKind::ScaledF32 { activation, .. } => {
+            weight.weights().scaled(*activation)
+        }
+        OperandKind::Codes { activation, segment, .. } => {
+            weight.weights().codes(*activation, *segment).map(|_| ())
+        }
+    }
+}
+
+/// Whether a product goes through [`dense`].
+pub(crate) fn takes_library<D: Device>(
+    device: &D,
+    kind: &OperandKind<D::Memory>,
+    weight: &CudaMatrix<D::Memory>,
+) -> bool {
+    matches!(kind, OperandKind::Bf16) && dense::is_large(weight) && device.has_dense_product(weight.stride())
+}
+
+/// What a product is on the fused kernels; `None` for operands of f32.
+pub(crate) fn fused_product<'a, M>(
+    kind: &OperandKind<M>,
+    weight: &'a CudaMatrix<M>,
+    rows: Range<usize>,
+    y: Output,
+) -> Result<Option<FusedProduct<'a, M>>, KernelError> {
+    let (worth, divisor) = match kind {
+        OperandKind::Bf16 => (Worth::Operand, 1.0),
+        OperandKind::ScaledBf16 { activation, global } => {
+            weight.weights().scaled(*activation)?;
+            (Worth::Scaled, weight.global_scale * global)
+        }
+        OperandKind::F32 | OperandKind::Codes { .. } | OperandKind::ScaledF32 { .. } => return Ok(None),
+    };
+    Ok(Some(FusedProduct { weight, rows, worth, divisor, y }))
+}
+
+/// Whether an operand was prepared for this compute mode; codes are codes in both.
+fn agree<M>(kind: &OperandKind<M>, compute: Compute) -> bool {
+    match kind {
+        OperandKind::Bf16 | OperandKind::ScaledBf16 { .. } => compute == Compute::Bf16,
+        OperandKind::F32 | OperandKind::ScaledF32 { .. } => compute == Compute::F32,
+        OperandKind::Codes { .. } => true,
+    }
+}
+
+#[cfg(all(test, feature = "emulated"))]
+#[path = "../tests/linear.rs"]
+mod tests;

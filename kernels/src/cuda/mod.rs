@@ -1,0 +1,66 @@
+//! The CUDA backend: packed tiles in device memory, kernels of our own, a library for large dense products.
+//!
+//! [`Cuda`] runs on any [`Device`]: one over the CUDA driver, and one that runs the same kernel sources on the CPU
+//! (`emulated`, a feature for tests). With [`Compute::F32`](crate::Compute::F32) every operation follows the CPU
+//! backend's order, so that both give the same bits; with bf16 the tensor cores sum in an order of their own.
+
+mod attend;
+mod backend;
+mod buffer;
+mod decode;
+mod device;
+pub mod driver;
+mod elementwise;
+#[cfg(feature = "emulated")]
+pub mod emulated;
+mod head;
+mod linear;
+mod matrix;
+mod norm;
+mod quantize;
+mod route;
+
+pub use self::buffer::{CudaBuffer, CudaOperand};
+pub use self::device::{Address, Arguments, DenseProduct, Device, Queue};
+pub use self::matrix::CudaMatrix;
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+/// Bytes that a run takes on a device beside weights, hidden states and activations: two matrices decoded to bf16, and
+/// a block of logits. `matrices`: (n, k) of every linear.
+pub fn scratch_bytes(matrices: impl Iterator<Item = (usize, usize)>) -> u64 {
+    const LOGITS: u64 = 128 << 20;
+    linear::scratch_bytes(matrices) + LOGITS
+}
+
+/// A CUDA device as a [`Backend`](crate::Backend).
+pub struct Cuda<D: Device> {
+    device: Arc<D>,
+    /// Where matrices are decoded to before a dense product.
+    scratches: Mutex<linear::Scratches<D::Memory>>,
+}
+
+impl<D: Device + fmt::Debug> fmt::Debug for Cuda<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cuda").field("device", &self.device).finish_non_exhaustive()
+    }
+}
+
+impl<D: Device> Cuda<D> {
+    /// The backend of a device.
+    pub fn new(device: D) -> Cuda<D> {
+        Cuda { device: Arc::new(device), scratches: Mutex::new(linear::Scratches::new()) }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// Another rank on the same device: work of both goes through the same queues.
+    #[must_use]
+    pub fn another_rank(&self) -> Cuda<D> {
+        Cuda { device: Arc::clone(&self.device), scratches: Mutex::new(linear::Scratches::new()) }
+    }
+}

@@ -1,0 +1,396 @@
+//! Activation quantization: `kernels/cuda/quantize.cu`. Chooses runs and formulas; the arithmetic is the kernel's.
+#![expect(unsafe_code, reason = "arguments of kernels")]
+
+use std::ops::Range;
+
+use ctq_model::matrix::Code;
+use ctq_model::scheme::{Activation, ActivationScale, ActivationSharing};
+
+use crate::backend::{Quantizer, Treatment};
+use crate::cuda::buffer::{CudaBuffer, CudaOperand, OperandKind, upload_floats, upload_integers};
+use crate::cuda::device::{Address, Arguments, Device, Queue};
+use crate::cuda::elementwise;
+use crate::{Compute, KernelError};
+
+/// Threads of a block: `QUANTIZE_THREADS`.
+const THREADS: usize = 256;
+/// Lanes of a warp.
+const WARP: usize = 32;
+/// Columns that a block of `round_operands` covers.
+const COLUMNS: usize = 4 * THREADS;
+/// Elements that the rows of bf16 operands are padded to.
+const PADDED: usize = 64;
+
+/// `QuantizeArgs`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct QuantizeArgs {
+    x: Address,
+    out: Address,
+    scales: Address,
+    stored: Address,
+    ranges: Address,
+    windows: Address,
+    rows: u64,
+    width: u32,
+    stride: u32,
+    length: u32,
+    runs: u32,
+    lanes: u32,
+    rounding: Rounding,
+    scale: Scale,
+    output: Output,
+    symmetric: u32,
+    stored_runs: u32,
+    bf16: u32,
+    low: f32,
+    high: f32,
+    zero: f32,
+    global: f32,
+}
+
+// SAFETY: as the structure of that name in quantize.cu.
+unsafe impl Arguments for QuantizeArgs {}
+
+/// `QUANTIZE_INTEGERS` and what follows.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+enum Rounding {
+    Integers = 0,
+    E4m3 = 1,
+    E2m1 = 2,
+}
+
+/// `QUANTIZE_STATIC` and what follows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+enum Scale {
+    Static = 0,
+    Dynamic = 1,
+    Local = 2,
+    PowerOfTwo = 3,
+}
+
+/// `QUANTIZE_VALUES` and what follows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+enum Output {
+    Values = 0,
+    Codes = 1,
+    Scaled = 2,
+}
+
+/// Where a quantization writes: rows of f32 or bf16, and scales of codes.
+#[derive(Clone, Copy)]
+struct Target {
+    output: Output,
+    values: Address,
+    compute: Compute,
+    scales: Address,
+}
+
+/// Elements from one row of operands to the next.
+fn stride(k: usize, compute: Compute) -> usize {
+    match compute {
+        Compute::F32 => k,
+        Compute::Bf16 => k.next_multiple_of(PADDED),
+    }
+}
+
+/// Memory for operands.
+fn operands<D: Device>(
+    device: &D,
+    rows: usize,
+    k: usize,
+    compute: Compute,
+) -> Result<D::Memory, KernelError> {
+    let bytes = match compute {
+        Compute::F32 => 4,
+        Compute::Bf16 => 2,
+    };
+    device.allocate(rows * stride(k, compute) * bytes)
+}
+
+/// Inputs of linears after their treatment, [rows, k]; scales of a whole tensor are found window by window.
+pub(crate) fn prepare<D: Device>(
+    device: &D,
+    x: &CudaBuffer<D::Memory>,
+    treatment: &Treatment,
+    compute: Compute,
+    windows: &[Range<usize>],
+) -> Result<CudaOperand<D::Memory>, KernelError> {
+    let (rows, k) = (x.rows, x.width);
+    let kind = match compute {
+        Compute::F32 => OperandKind::F32,
+        Compute::Bf16 => OperandKind::Bf16,
+    };
+    match treatment {
+        Treatment::Plain => Ok(CudaOperand { rows, k, kind, values: plain(device, x, compute)? }),
+        Treatment::FakeQuantized(quantizer) => {
+            let values = operands(device, rows, k, compute)?;
+            let target = Target {
+                output: Output::Values,
+                values: D::address(&values),
+                compute,
+                scales: Address::NULL,
+            };
+            quantize(device, x, target, quantizer, k, windows)?;
+            Ok(CudaOperand { rows, k, kind, values })
+        }
+        Treatment::Exact(quantizer) => match quantizer.activation.scale {
+            ActivationScale::Local | ActivationScale::PowerOfTwo => {
+                scaled(device, x, quantizer, compute, windows)
+            }
+            ActivationScale::Static | ActivationScale::Dynamic => codes(device, x, quantizer, windows),
+        },
+    }
+}
+
+/// `OperandArgs`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct OperandArgs {
+    x: Address,
+    out: Address,
+    width: u32,
+    stride: u32,
+}
+
+// SAFETY: as the structure of that name in quantize.cu.
+unsafe impl Arguments for OperandArgs {}
+
+/// Nothing but the rounding of the compute mode.
+fn plain<D: Device>(
+    device: &D,
+    x: &CudaBuffer<D::Memory>,
+    compute: Compute,
+) -> Result<D::Memory, KernelError> {
+    match compute {
+        Compute::F32 => Ok(elementwise::concatenate(device, &[x])?.memory),
+        Compute::Bf16 => {
+            let out = operands(device, x.rows, x.width, compute)?;
+            let stride = stride(x.width, compute);
+            let args = OperandArgs {
+                x: x.address::<D>(),
+                out: D::address(&out),
+                width: x.width as u32,
+                stride: stride as u32,
+            };
+            device.launch(Queue::Compute, "round_operands", [x.rows, stride.div_ceil(COLUMNS), 1], &args)?;
+            Ok(out)
+        }
+    }
+}
+
+/// NVFP4 and MX as serving kernels have them: codes times their local scale.
+fn scaled<D: Device>(
+    device: &D,
+    x: &CudaBuffer<D::Memory>,
+    quantizer: &Quantizer,
+    compute: Compute,
+    windows: &[Range<usize>],
+) -> Result<CudaOperand<D::Memory>, KernelError> {
+    let activation = quantizer.activation;
+    let global = match activation.scale {
+        ActivationScale::Local => quantizer.global_scale,
+        ActivationScale::PowerOfTwo | ActivationScale::Static | ActivationScale::Dynamic => 1.0,
+    };
+    let kind = match compute {
+        Compute::F32 => OperandKind::ScaledF32 { activation, global },
+        Compute::Bf16 => OperandKind::ScaledBf16 { activation, global },
+    };
+    let values = operands(device, x.rows, x.width, compute)?;
+    let target =
+        Target { output: Output::Scaled, values: D::address(&values), compute, scales: Address::NULL };
+    quantize(device, x, target, quantizer, x.width, windows)?;
+    Ok(CudaOperand { rows: x.rows, k: x.width, kind, values })
+}
+
+/// Integers and fp8 as serving kernels have them: codes, and the scales that their sums are multiplied with.
+fn codes<D: Device>(
+    device: &D,
+    x: &CudaBuffer<D::Memory>,
+    quantizer: &Quantizer,
+    windows: &[Range<usize>],
+) -> Result<CudaOperand<D::Memory>, KernelError> {
+    let activation = quantizer.activation;
+    let segment = run_length(activation, x.width, x.width);
+    assert!(x.width.is_multiple_of(segment), "whole groups of {segment} in {} inputs", x.width);
+    let values = operands(device, x.rows, x.width, Compute::F32)?;
+    let scales = device.allocate(x.rows * (x.width / segment) * 4)?;
+    let target = Target {
+        output: Output::Codes,
+        values: D::address(&values),
+        compute: Compute::F32,
+        scales: D::address(&scales),
+    };
+    quantize(device, x, target, quantizer, x.width, windows)?;
+    let kind = OperandKind::Codes { activation, segment, scales };
+    Ok(CudaOperand { rows: x.rows, k: x.width, kind, values })
+}
+
+/// Quantizes and dequantizes in place; where scales are per head, each run of `head_dim` elements has its own.
+pub(crate) fn fake_quantize<D: Device>(
+    device: &D,
+    x: &mut CudaBuffer<D::Memory>,
+    quantizer: &Quantizer,
+    head_dim: usize,
+    windows: &[Range<usize>],
+) -> Result<(), KernelError> {
+    let target = Target {
+        output: Output::Values,
+        values: x.address::<D>(),
+        compute: Compute::F32,
+        scales: Address::NULL,
+    };
+    quantize(device, x, target, quantizer, head_dim, windows)
+}
+
+/// Consecutive elements of a row that share a scale.
+fn run_length(activation: Activation, width: usize, head_dim: usize) -> usize {
+    match activation.sharing {
+        ActivationSharing::Tensor | ActivationSharing::Token => width,
+        ActivationSharing::Group { size } => size,
+        ActivationSharing::Head => head_dim,
+    }
+}
+
+/// Rounding and range of codes.
+fn code(code: Code) -> (Rounding, f32, f32) {
+    match code {
+        Code::Int { bits } => {
+            let half = f32::from(1_u16 << (bits - 1));
+            (Rounding::Integers, -half, half - 1.0)
+        }
+        Code::E2m1 => (Rounding::E2m1, -6.0, 6.0),
+        Code::E4m3 | Code::Bf16 | Code::F16 | Code::F32 => (Rounding::E4m3, -448.0, 448.0),
+    }
+}
+
+/// Quantizes all rows, which `windows` share out among them.
+fn quantize<D: Device>(
+    device: &D,
+    x: &CudaBuffer<D::Memory>,
+    target: Target,
+    quantizer: &Quantizer,
+    head_dim: usize,
+    windows: &[Range<usize>],
+) -> Result<(), KernelError> {
+    let activation = quantizer.activation;
+    if x.len() == 0 {
+        return Ok(());
+    }
+    // The sums of an exact product have one scale a segment, which is not a head's.
+    let stored_runs = quantizer.scales.len() > 1 && target.output != Output::Codes;
+    let length = if stored_runs { head_dim } else { run_length(activation, x.width, head_dim) };
+    let runs = x.width.div_ceil(length);
+    let scale = match activation.scale {
+        ActivationScale::Static => Scale::Static,
+        ActivationScale::Dynamic => Scale::Dynamic,
+        ActivationScale::Local => Scale::Local,
+        ActivationScale::PowerOfTwo => Scale::PowerOfTwo,
+    };
+    let stored = upload_floats(device, &quantizer.scales)?;
+    let whole = match activation.sharing {
+        // Local scales of an exact product are never wider than a token.
+        ActivationSharing::Tensor if scale != Scale::Static && target.output != Output::Scaled => {
+            Some(window_ranges(device, x, windows)?)
+        }
+        ActivationSharing::Tensor
+        | ActivationSharing::Token
+        | ActivationSharing::Group { .. }
+        | ActivationSharing::Head => None,
+    };
+    let (rounding, low, high) = code(activation.code);
+    let lanes = length.next_power_of_two().min(WARP);
+    let args = QuantizeArgs {
+        x: x.address::<D>(),
+        out: target.values,
+        scales: target.scales,
+        stored: D::address(&stored),
+        ranges: whole.as_ref().map_or(Address::NULL, |whole| D::address(&whole.ranges)),
+        windows: whole.as_ref().map_or(Address::NULL, |whole| D::address(&whole.of_rows)),
+        rows: x.rows as u64,
+        width: x.width as u32,
+        stride: stride(x.width, target.compute) as u32,
+        length: length as u32,
+        runs: runs as u32,
+        lanes: lanes as u32,
+        rounding,
+        scale,
+        output: target.output,
+        symmetric: u32::from(activation.symmetric),
+        stored_runs: u32::from(stored_runs),
+        bf16: u32::from(target.compute == Compute::Bf16),
+        low,
+        high,
+        zero: quantizer.zero,
+        global: quantizer.global_scale,
+    };
+    let blocks = (x.rows * runs).div_ceil(THREADS / lanes);
+    device.launch(Queue::Compute, "quantize_runs", [blocks, 1, 1], &args)
+}
+
+/// Smallest and largest values, f32 [windows, 2], and the window of every row, u32 [rows].
+struct WindowRanges<M> {
+    ranges: M,
+    of_rows: M,
+}
+
+/// `RangeArgs`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct RangeArgs {
+    x: Address,
+    ranges: Address,
+    rows: u64,
+    width: u32,
+}
+
+// SAFETY: as the structure of that name in quantize.cu.
+unsafe impl Arguments for RangeArgs {}
+
+/// `FoldArgs`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct FoldArgs {
+    rows: Address,
+    windows: Address,
+    ranges: Address,
+}
+
+// SAFETY: as the structure of that name in quantize.cu.
+unsafe impl Arguments for FoldArgs {}
+
+/// Smallest and largest value of each window.
+fn window_ranges<D: Device>(
+    device: &D,
+    x: &CudaBuffer<D::Memory>,
+    windows: &[Range<usize>],
+) -> Result<WindowRanges<D::Memory>, KernelError> {
+    let mut of_rows = vec![u32::MAX; x.rows];
+    let mut bounds = Vec::with_capacity(2 * windows.len());
+    for (window, index) in windows.iter().zip(0..) {
+        of_rows[window.clone()].fill(index);
+        bounds.extend([window.start as u32, window.end as u32]);
+    }
+    assert!(!of_rows.contains(&u32::MAX), "every row belongs to a window");
+    let (of_rows, bounds) = (upload_integers(device, &of_rows)?, upload_integers(device, &bounds)?);
+    let rows = device.allocate(x.rows * 8)?;
+    let args = RangeArgs {
+        x: x.address::<D>(),
+        ranges: D::address(&rows),
+        rows: x.rows as u64,
+        width: x.width as u32,
+    };
+    device.launch(Queue::Compute, "range_rows", [x.rows.div_ceil(THREADS / WARP), 1, 1], &args)?;
+    let ranges = device.allocate(windows.len() * 8)?;
+    let args =
+        FoldArgs { rows: D::address(&rows), windows: D::address(&bounds), ranges: D::address(&ranges) };
+    device.launch(Queue::Compute, "range_windows", [windows.len(), 1, 1], &args)?;
+    Ok(WindowRanges { ranges, of_rows })
+}
+
+#[cfg(all(test, feature = "emulated"))]
+#[path = "tests/quantize.rs"]
+mod tests;

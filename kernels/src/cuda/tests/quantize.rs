@@ -1,0 +1,255 @@
+//! Activation quantization against the CPU backend, bit by bit.
+
+use std::slice;
+
+use super::*;
+use crate::cpu::quantize::OperandKind as CpuKind;
+use crate::cpu::{self, CpuBuffer};
+use crate::cuda::buffer::download_floats;
+use crate::cuda::emulated::{Emulated, EmulatedMemory, Schedule};
+
+use crate::cuda::elementwise::samples::{devices, numbers, same_bits, upload};
+
+const ROWS: usize = 13;
+/// Windows of unequal lengths, one of them empty.
+fn windows() -> [Range<usize>; 4] {
+    [0..1, 1..8, 8..8, 8..ROWS]
+}
+
+/// Activations whose rows are ordinary, constant, zero, tiny, one-sided, or hold what is not a number.
+fn activations(width: usize) -> CpuBuffer {
+    let mut values = numbers(width as u64, ROWS * width);
+    let mut rows: Vec<&mut [f32]> = values.chunks_exact_mut(width).collect();
+    rows[1].fill(0.0);
+    rows[2].fill(-0.0);
+    rows[3].fill(0.375);
+    rows[4].iter_mut().for_each(|value| *value = value.abs());
+    rows[5].iter_mut().for_each(|value| *value = -value.abs());
+    rows[6].iter_mut().for_each(|value| *value *= 1e-41);
+    rows[8].iter_mut().step_by(2).for_each(|value| *value = -0.0);
+    rows[9][width / 2] = f32::NAN;
+    rows[10][width / 3] = f32::INFINITY;
+    rows[11][width - 1] = f32::NEG_INFINITY;
+    rows[12].iter_mut().for_each(|value| *value *= 1e30);
+    CpuBuffer { width, values }
+}
+
+fn quantizer(activation: Activation) -> Quantizer {
+    Quantizer { activation, scales: vec![0.037], zero: 3.0, global_scale: 217.5 }
+}
+
+const CODES: [Code; 5] =
+    [Code::Int { bits: 8 }, Code::Int { bits: 4 }, Code::Int { bits: 2 }, Code::E4m3, Code::E2m1];
+
+fn sharings(width: usize) -> Vec<ActivationSharing> {
+    let sizes = [1, 5, 16, 32, 40, 128].into_iter().filter(|size| width.is_multiple_of(*size));
+    let groups = sizes.map(|size| ActivationSharing::Group { size });
+    [ActivationSharing::Tensor, ActivationSharing::Token].into_iter().chain(groups).collect()
+}
+
+/// Every scheme that a row of `width` can have.
+fn schemes(width: usize) -> Vec<Activation> {
+    let mut all = Vec::new();
+    for code in CODES {
+        for sharing in sharings(width) {
+            for symmetric in [true, false] {
+                for scale in [ActivationScale::Static, ActivationScale::Dynamic] {
+                    all.push(Activation { code, symmetric, sharing, scale });
+                }
+            }
+            for scale in [ActivationScale::Local, ActivationScale::PowerOfTwo] {
+                all.push(Activation { code, symmetric: true, sharing, scale });
+            }
+        }
+    }
+    all
+}
+
+/// Operands of a device as f32, and what lies behind the end of each row.
+fn operands_of(
+    device: &Emulated,
+    operand: &CudaOperand<EmulatedMemory>,
+    compute: Compute,
+) -> (Vec<f32>, Vec<f32>) {
+    let stride = stride(operand.k, compute);
+    let values = match operand.kind {
+        OperandKind::Bf16 | OperandKind::ScaledBf16 { .. } => {
+            let mut bytes = vec![0; operand.rows * stride * 2];
+            device.download(&operand.values, 0, &mut bytes).expect("a download");
+            let number = |b: &[u8]| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16);
+            bytes.chunks_exact(2).map(number).collect()
+        }
+        OperandKind::F32 | OperandKind::ScaledF32 { .. } | OperandKind::Codes { .. } => {
+            download_floats(device, &operand.values, operand.rows * operand.k).expect("a download")
+        }
+    };
+    let row = values.len() / operand.rows;
+    let rows = values.chunks_exact(row);
+    let kept = rows.clone().flat_map(|row| &row[..operand.k]).copied().collect();
+    (kept, rows.flat_map(|row| &row[operand.k..]).copied().collect())
+}
+
+fn check(device: &Emulated, x: &CpuBuffer, treatment: &Treatment, compute: Compute) {
+    let what = format!("{treatment:?} of {} in {compute}", x.width);
+    let expected = cpu::quantize::prepare(x, treatment, compute, &windows());
+    let found = prepare(device, &upload(device, x.width, &x.values), treatment, compute, &windows())
+        .expect("operands");
+    let (values, padding) = operands_of(device, &found, compute);
+    assert!(padding.iter().all(|value| value.to_bits() == 0), "{what}: padding");
+    let rounded: Vec<f32> = match found.kind {
+        // Codes times scales are bf16 numbers; the CPU keeps them as f32.
+        OperandKind::ScaledBf16 { .. } => expected.values.iter().map(|x| cpu::math::round_bf16(*x)).collect(),
+        OperandKind::Bf16 | OperandKind::F32 | OperandKind::ScaledF32 { .. } | OperandKind::Codes { .. } => {
+            expected.values.clone()
+        }
+    };
+    same_bits(&values, &rounded, &what);
+    match (&found.kind, &expected.kind) {
+        (OperandKind::Bf16, CpuKind::Values) => assert_eq!(compute, Compute::Bf16),
+        (OperandKind::F32, CpuKind::Values) => assert_eq!(compute, Compute::F32),
+        (
+            OperandKind::Codes { activation, segment, scales },
+            CpuKind::Codes { activation: a, segment: s, scales: expected },
+        ) => {
+            assert_eq!((activation, segment), (a, s), "{what}");
+            let scales = download_floats(device, scales, expected.len()).expect("scales");
+            same_bits(&scales, expected, &format!("scales of {what}"));
+        }
+        (
+            OperandKind::ScaledBf16 { activation, global } | OperandKind::ScaledF32 { activation, global },
+            CpuKind::Scaled { activation: a, global: g },
+        ) => assert_eq!((activation, global), (a, g), "{what}"),
+        (found, expected) => panic!("{what}: {found:?} for {expected:?}"),
+    }
+}
+
+#[test]
+fn plain_operands_are_rounded_and_padded() {
+    for device in devices() {
+        for width in [1, 3, 64, 80, 1000, 1028] {
+            for compute in [Compute::F32, Compute::Bf16] {
+                check(&device, &activations(width), &Treatment::Plain, compute);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_bf16_number_and_its_neighbours_are_rounded_as_on_the_cpu() {
+    let device = Emulated::new(Schedule::ALL[0]);
+    let window = 0..1;
+    let activation = |code| Activation {
+        code,
+        symmetric: true,
+        sharing: ActivationSharing::Tensor,
+        scale: ActivationScale::Static,
+    };
+    for near in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+        let values = (0..=0xffff_u32).map(|high| f32::from_bits(high << 16 | near)).collect();
+        let x = CpuBuffer { width: 1 << 16, values };
+        for code in [Code::E4m3, Code::E2m1, Code::Int { bits: 8 }] {
+            let quantizer = Quantizer { scales: vec![1.0], zero: 0.0, ..quantizer(activation(code)) };
+            let mut expected = x.clone();
+            cpu::quantize::fake_quantize(&mut expected, &quantizer, x.width, slice::from_ref(&window));
+            let mut found = upload(&device, x.width, &x.values);
+            fake_quantize(&device, &mut found, &quantizer, x.width, slice::from_ref(&window))
+                .expect("values");
+            same_bits(&found.download(&device).expect("a download"), &expected.values, &format!("{code:?}"));
+        }
+        let plain = prepare(
+            &device,
+            &upload(&device, x.width, &x.values),
+            &Treatment::Plain,
+            Compute::Bf16,
+            slice::from_ref(&window),
+        );
+        let (found, _) = operands_of(&device, &plain.expect("operands"), Compute::Bf16);
+        let expected: Vec<f32> = x.values.iter().map(|x| cpu::math::round_bf16(*x)).collect();
+        same_bits(&found, &expected, "bf16");
+    }
+}
+
+#[test]
+fn library_values_of_every_scheme() {
+    for (device, width) in devices().flat_map(|device| [35, 80, 1].map(|width| (device.clone(), width))) {
+        let x = activations(width);
+        for activation in schemes(width) {
+            for compute in [Compute::F32, Compute::Bf16] {
+                check(&device, &x, &Treatment::FakeQuantized(quantizer(activation)), compute);
+            }
+        }
+    }
+}
+
+#[test]
+fn kernel_operands_of_every_scheme() {
+    for (device, width) in devices().flat_map(|device| [35, 80, 1].map(|width| (device.clone(), width))) {
+        let x = activations(width);
+        for activation in schemes(width) {
+            for compute in [Compute::F32, Compute::Bf16] {
+                check(&device, &x, &Treatment::Exact(quantizer(activation)), compute);
+            }
+        }
+    }
+}
+
+#[test]
+fn runs_that_are_longer_than_a_warp() {
+    let device = Emulated::new(Schedule::ALL[3]);
+    let x = activations(256);
+    for activation in schemes(256) {
+        check(&device, &x, &Treatment::FakeQuantized(quantizer(activation)), Compute::F32);
+        check(&device, &x, &Treatment::Exact(quantizer(activation)), Compute::F32);
+    }
+}
+
+#[test]
+fn heads_have_scales_of_their_own_and_the_last_group_may_be_short() {
+    for device in devices() {
+        let (heads, head_dim) = (3, 40);
+        let x = activations(heads * head_dim);
+        let stored = Quantizer {
+            scales: vec![0.01, 0.3, 2.0],
+            ..quantizer(Activation {
+                code: Code::E4m3,
+                symmetric: true,
+                sharing: ActivationSharing::Head,
+                scale: ActivationScale::Static,
+            })
+        };
+        let of_tensor = Quantizer {
+            activation: Activation { sharing: ActivationSharing::Tensor, ..stored.activation },
+            ..stored.clone()
+        };
+        let dynamic = |sharing| {
+            let scale = ActivationScale::Dynamic;
+            let symmetric = false;
+            quantizer(Activation { code: Code::Int { bits: 8 }, scale, symmetric, sharing })
+        };
+        let head = dynamic(ActivationSharing::Head);
+        let group = dynamic(ActivationSharing::Group { size: 50 });
+        for quantizer in [&stored, &of_tensor, &head, &group] {
+            let mut expected = x.clone();
+            cpu::quantize::fake_quantize(&mut expected, quantizer, head_dim, &windows());
+            let mut found = upload(&device, x.width, &x.values);
+            fake_quantize(&device, &mut found, quantizer, head_dim, &windows()).expect("values");
+            let found = found.download(&device).expect("a download");
+            same_bits(&found, &expected.values, &format!("{quantizer:?}"));
+        }
+    }
+}
+
+#[test]
+fn codes_times_local_scales_are_bf16_numbers() {
+    let exact = |x: f32| assert_eq!(cpu::math::round_bf16(x).to_bits(), x.to_bits(), "{x:e}");
+    let fp8 = || (0..=255).map(cpu::math::e4m3).filter(|code| !code.is_nan());
+    for fp4 in (0..16).map(cpu::math::e2m1) {
+        fp8().for_each(|scale| exact(fp4 * scale));
+        // Products below the smallest bf16 number would need scales below the fp4 codes' own steps.
+        (0..255).map(cpu::math::e8m0).for_each(|scale| exact(fp4 * scale));
+    }
+    for code in fp8() {
+        // Products with smaller scales reach below the smallest bf16 number, 2^-133, and are rounded there.
+        (4..255).map(cpu::math::e8m0).for_each(|scale| exact(code * scale));
+    }
+}

@@ -1,0 +1,56 @@
+//! The CUDA kernels, run on the CPU, against the CPU backend: every operation under every schedule that CUDA allows.
+
+use ctq_kernels::check::{Extent, Finding, Size, compare};
+use ctq_kernels::cpu::Cpu;
+use ctq_kernels::cuda::Cuda;
+use ctq_kernels::cuda::emulated::{CopyTime, Dense, Emulated, Schedule, ThreadOrder};
+
+/// Fails with every finding that is out of bounds.
+fn assert_sound(findings: &[Finding], schedule: Schedule) {
+    let wrong: Vec<String> = findings
+        .iter()
+        .filter_map(|f| Some(format!("{} {}: {}", f.operation, f.case, f.failure.as_ref()?)))
+        .collect();
+    assert!(
+        wrong.is_empty(),
+        "{} of {} wrong under {schedule:?}:\n{}",
+        wrong.len(),
+        findings.len(),
+        wrong.join("\n")
+    );
+    assert!(findings.len() > 200, "only {} cases were run", findings.len());
+}
+
+fn hold(order: ThreadOrder, copies: CopyTime) {
+    let schedule = Schedule { order, copies };
+    let cuda = Cuda::new(Emulated::new(schedule));
+    assert_sound(&compare(&cuda, &Cpu::detect(), Size::Small, Extent::Everything), schedule);
+}
+
+#[test]
+fn depth_first_with_eager_copies() {
+    hold(ThreadOrder::DepthFirst, CopyTime::Eager);
+}
+
+#[test]
+fn depth_first_with_lazy_copies() {
+    hold(ThreadOrder::DepthFirst, CopyTime::Lazy);
+}
+
+#[test]
+fn in_lock_step_with_eager_copies() {
+    hold(ThreadOrder::LockStep, CopyTime::Eager);
+}
+
+#[test]
+fn in_lock_step_with_lazy_copies() {
+    hold(ThreadOrder::LockStep, CopyTime::Lazy);
+}
+
+/// With a library for dense products, large linears are decoded into a scratch first.
+#[test]
+fn with_a_library_for_dense_products() {
+    let schedule = Schedule::ALL[0];
+    let cuda = Cuda::new(Emulated::new(schedule).with_dense_product(Dense::Present));
+    assert_sound(&compare(&cuda, &Cpu::detect(), Size::Small, Extent::Everything), schedule);
+}

@@ -1,0 +1,228 @@
+//! Bugs planted into copies of the CUDA kernels, each of which the checks must notice: a suite that passes proves
+//! something only if it can fail.
+//!
+//! A bug runs in a process of its own, so that one that ends the process counts as caught too.
+
+#![expect(clippy::print_stdout, reason = "processes talk through it, and a run tells what was caught how")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use ctq_kernels::check::{Extent, Size, compare};
+use ctq_kernels::cpu::Cpu;
+use ctq_kernels::cuda::Cuda;
+use ctq_kernels::cuda::emulated::{Dense, Emulated, Schedule};
+use rayon::prelude::*;
+
+/// One wrong line.
+struct Bug {
+    /// What is wrong.
+    what: &'static str,
+    file: &'static str,
+    /// The line as it is: stands in the file exactly once.
+    line: &'static str,
+    planted: &'static str,
+}
+
+const BUGS: &[Bug] = &[
+    Bug {
+        what: "a wait for copies that is too weak",
+        file: "tensor_product.cuh",
+        line: "        copy_wait<1>();\n        sync_block();\n        u32 stage",
+        planted: "        copy_wait<2>();\n        sync_block();\n        u32 stage",
+    },
+    Bug {
+        what: "no barrier between a copy and its use",
+        file: "tensor_product.cuh",
+        line: "        copy_wait<1>();\n        sync_block();\n        u32 stage",
+        planted: "        copy_wait<1>();\n        u32 stage",
+    },
+    Bug {
+        what: "a stage overwritten while others read it",
+        file: "tensor_product.cuh",
+        line: "            }\n        }\n        sync_block();\n    }",
+        planted: "            }\n        }\n    }",
+    },
+    Bug {
+        what: "chunks exchanged on one side only",
+        file: "tensor_product.cuh",
+        line: "load_matrices(b, stage + row * 128 + (chunk ^ row % 8) * 16);",
+        planted: "load_matrices(b, stage + row * 128 + chunk * 16);",
+    },
+    Bug {
+        what: "the scale of the upper rows for all",
+        file: "tensor_product.cuh",
+        line: "a[r] = operand_pair<CODE>(m, ahead, s, r, scale[r & 1], zero[r & 1]);",
+        planted: "a[r] = operand_pair<CODE>(m, ahead, s, r, scale[0], zero[r & 1]);",
+    },
+    Bug {
+        what: "a store beyond the last token",
+        file: "linear_bf16.cu",
+        line: "if (wanted && token < p.m)",
+        planted: "if (wanted)",
+    },
+    Bug {
+        what: "a thread that leaves before a barrier",
+        file: "linear_bf16.cu",
+        line: "    float sums[16][4];\n    product_tile",
+        planted: "    float sums[16][4];\n    if (thread() == 7) return;\n    product_tile",
+    },
+    Bug {
+        what: "no meeting between writing and reading a warp's rows",
+        file: "decode.cu",
+        line: "    sync_warp();\n",
+        planted: "\n",
+    },
+    Bug {
+        what: "a key too few",
+        file: "attention_bf16.cu",
+        line: "bool seen = key <= query &&",
+        planted: "bool seen = key < query &&",
+    },
+    Bug {
+        what: "a denominator that is not rescaled",
+        file: "attention_bf16.cu",
+        line: "queries.total[row] * shrink + sum",
+        planted: "queries.total[row] + sum",
+    },
+    Bug {
+        what: "keys overwritten while others read them",
+        file: "attention_bf16.cu",
+        line: "        score(scores, queries, query_tile, key_tile);\n        sync_block();",
+        planted: "        score(scores, queries, query_tile, key_tile);",
+    },
+    Bug {
+        what: "values used before they are there",
+        file: "attention_bf16.cu",
+        line: "        fold(scores, queries);\n        copy_wait<1>();",
+        planted: "        fold(scores, queries);\n        copy_wait<2>();",
+    },
+    Bug {
+        what: "a level of a sum lost",
+        file: "norm.cu",
+        line: "levels[1] += levels[0];",
+        planted: "levels[1] = levels[0];",
+    },
+    Bug {
+        what: "the later of equal experts",
+        file: "route.cu",
+        line: "if (key < before) best = most(best, key);",
+        planted: "if (key <= before) best = most(best, key);",
+    },
+    Bug {
+        what: "a rotation the wrong way",
+        file: "elementwise.cu",
+        line: "*first = a * cosine - b * sine;",
+        planted: "*first = a * cosine + b * sine;",
+    },
+    Bug {
+        what: "a tile's sum of exponentials that misses its last logit",
+        file: "head.cu",
+        line: "for (u32 i = 0; i < width; i++) sum += (double)logits[i];",
+        planted: "for (u32 i = 0; i + 1 < width; i++) sum += (double)logits[i];",
+    },
+    Bug {
+        what: "a scale of zero left as it is",
+        file: "quantize.cu",
+        line: "return scale == 0.0f ? float_of(0x34000000u) : scale;",
+        planted: "return scale;",
+    },
+];
+
+/// Names the library that a child process is to check.
+const LIBRARY: &str = "CTQ_PLANTED_LIBRARY";
+/// What a child prints when it has noticed something.
+const CAUGHT: &str = "caught:";
+/// What a child prints when everything is sound.
+const SOUND: &str = "everything is sound";
+
+#[test]
+fn every_planted_bug_is_caught() {
+    assert!(BUGS.len() >= 10);
+    let folder = tempfile::tempdir().expect("a folder");
+    let missed: Vec<&str> = BUGS
+        .par_iter()
+        .enumerate()
+        .filter(|(index, bug)| {
+            let library = plant(bug, &folder.path().join(index.to_string()));
+            let told = check_in_a_process(&library);
+            println!("{}: {}", bug.what, told.lines().find(|line| line.contains(CAUGHT)).unwrap_or(""));
+            told.contains(SOUND)
+        })
+        .map(|(_, bug)| bug.what)
+        .collect();
+    assert!(missed.is_empty(), "not caught: {missed:#?}");
+}
+
+/// Without a bug the same machinery finds nothing.
+#[test]
+fn unchanged_kernels_are_sound() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let bug = Bug {
+        what: "nothing",
+        file: "norm.cu",
+        line: "#include \"arch.cuh\"",
+        planted: "#include \"arch.cuh\"",
+    };
+    let told = check_in_a_process(&plant(&bug, folder.path()));
+    assert!(told.contains(SOUND), "{told}");
+}
+
+/// The body of the child process: does nothing where it is not one.
+#[test]
+fn check_one_library() {
+    let Some(library) = std::env::var_os(LIBRARY) else { return };
+    for schedule in Schedule::ALL {
+        let device = Emulated::new(schedule).with_dense_product(Dense::Present);
+        let device = device.with_kernels(Path::new(&library)).expect("a build of the emulation");
+        let findings = compare(&Cuda::new(device), &Cpu::detect(), Size::Small, Extent::FirstFailure);
+        if let Some(found) = findings.iter().find(|finding| finding.failure.is_some()) {
+            let failure = found.failure.as_deref().unwrap_or_default();
+            println!("{CAUGHT} under {schedule:?}, {} {}: {failure}", found.operation, found.case);
+            return;
+        }
+    }
+    println!("{SOUND}");
+}
+
+fn check_in_a_process(library: &Path) -> String {
+    let output = Command::new(std::env::current_exe().expect("this test"))
+        .args(["--exact", "check_one_library", "--nocapture"])
+        .env(LIBRARY, library)
+        .output()
+        .expect("a child process");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Copies the kernels with the bug into `folder` and builds them.
+fn plant(bug: &Bug, folder: &Path) -> PathBuf {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda");
+    let copy = folder.join("cuda");
+    copy_folder(&sources, &copy);
+    let file = copy.join(bug.file);
+    let text = std::fs::read_to_string(&file).expect("a kernel");
+    assert_eq!(text.matches(bug.line).count(), 1, "`{}` stands once in {}", bug.line, bug.file);
+    std::fs::write(&file, text.replace(bug.line, bug.planted)).expect("written");
+    let library = folder.join("libkernels.so");
+    let compiled = Command::new(std::env::var_os("CXX").unwrap_or_else(|| "c++".into()))
+        .args(["-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-o"])
+        .arg(&library)
+        .arg(copy.join("emulation/simt.cpp"))
+        .output()
+        .expect("a C++ compiler");
+    assert!(compiled.status.success(), "{}: {}", bug.what, String::from_utf8_lossy(&compiled.stderr));
+    library
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    for entry in std::fs::read_dir(from).expect("the kernels") {
+        let path = entry.expect("an entry").path();
+        let target = to.join(path.file_name().expect("a name"));
+        if path.is_dir() {
+            copy_folder(&path, &target);
+        } else {
+            std::fs::copy(&path, &target).expect("copied");
+        }
+    }
+}
