@@ -58,6 +58,10 @@ pub(crate) enum Command {
     Logits(LogitsOptions),
     /// Convert, score and verify the bundled checkpoints.
     Demo(DemoOptions),
+    /// Say what this machine has to compute with, what ctq takes of it, and what would help it to more.
+    Doctor(DoctorOptions),
+    /// Measure how fast a device multiplies and attends, on the shapes of a Llama 8B.
+    Bench(BenchOptions),
 }
 
 /// Options of whatever reads a model.
@@ -109,6 +113,10 @@ pub(crate) struct InspectOptions {
 /// Precision and devices.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct EngineOptions {
+    /// What computes: cpu; cuda, the first GPU that can be used; cuda:1, the second; or auto, a GPU where there is one.
+    /// A GPU that is there and cannot be used is an error. `ctq doctor` tells what there is.
+    #[arg(long, value_name = "DEVICE", env = "CTQ_DEVICE", hide_env_values = true, default_value = "auto", value_parser = device)]
+    pub(crate) device: DeviceChoice,
     /// Precision of operands; auto: bf16 when every decompressed weight is bf16, else f32.
     #[arg(long, value_enum, default_value_t = ComputeChoice::Auto)]
     pub(crate) compute: ComputeChoice,
@@ -118,6 +126,19 @@ pub(crate) struct EngineOptions {
     /// Threads [default: the cores available]. The scores do not change.
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) threads: Option<usize>,
+}
+
+/// Which device computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DeviceChoice {
+    /// A GPU where there is one, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The first GPU that can be used.
+    Cuda,
+    /// The GPU of this number.
+    CudaAt(usize),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -151,7 +172,8 @@ pub(crate) struct EvalOptions {
     pub(crate) acts: ActsChoice,
     #[command(flatten)]
     pub(crate) engine: EngineOptions,
-    /// Memory for hidden states, such as 8G or 512M [default: half of what is free]. The scores do not change.
+    /// Memory that may be taken, such as 8G or 512M: on the CPU for hidden states [default: half of what is free], on a
+    /// GPU for everything [default: what is free]. The scores do not change.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) memory: Option<u64>,
     /// Write the results to a file as a list of records.
@@ -213,6 +235,9 @@ pub(crate) struct VerifyOptions {
     /// Print one JSON object instead of text.
     #[arg(long)]
     pub(crate) json: bool,
+    /// What the runtime computes on: cpu, cuda, cuda:1 or auto. The reference stays on the CPU.
+    #[arg(long, value_name = "DEVICE", env = "CTQ_DEVICE", hide_env_values = true, default_value = "auto", value_parser = device)]
+    pub(crate) device: DeviceChoice,
     /// Threads [default: the cores available].
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) threads: Option<usize>,
@@ -259,6 +284,60 @@ pub(crate) struct DemoOptions {
     pub(crate) threads: Option<usize>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct DoctorOptions {
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Hold every operation of a device against the CPU instead, on random data: small takes seconds, large has the
+    /// sizes of models.
+    #[arg(long, value_enum, value_name = "SIZE")]
+    pub(crate) check: Option<CheckSize>,
+    /// What is checked: cuda, cuda:1 or auto.
+    #[arg(long, value_name = "DEVICE", env = "CTQ_DEVICE", hide_env_values = true, default_value = "auto", value_parser = device)]
+    pub(crate) device: DeviceChoice,
+    /// Write what the check found, case by case, to a file (JSON).
+    #[arg(long, value_name = "FILE", requires = "check")]
+    pub(crate) findings: Option<PathBuf>,
+}
+
+/// How large the cases of a check are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CheckSize {
+    /// Awkward shapes, a few tiles each.
+    Small,
+    /// Shapes of models.
+    Large,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchOptions {
+    /// What is measured: cpu, cuda, cuda:1 or auto.
+    #[arg(long, value_name = "DEVICE", env = "CTQ_DEVICE", hide_env_values = true, default_value = "auto", value_parser = device)]
+    pub(crate) device: DeviceChoice,
+    /// Rows of activations: tokens that a layer sees at once.
+    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = positive)]
+    pub(crate) rows: usize,
+    /// Write the measurements to a file (JSON).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Threads [default: the cores available].
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) threads: Option<usize>,
+}
+
+fn device(text: &str) -> Result<DeviceChoice, String> {
+    let choice = match text {
+        "auto" => Some(DeviceChoice::Auto),
+        "cpu" => Some(DeviceChoice::Cpu),
+        "cuda" => Some(DeviceChoice::Cuda),
+        other => other.strip_prefix("cuda:").and_then(|n| n.parse().ok()).map(DeviceChoice::CudaAt),
+    };
+    choice.ok_or_else(|| {
+        "expected auto, cpu, cuda, or cuda:N with the number of a GPU as `ctq doctor` lists them".to_owned()
+    })
+}
+
 fn positive(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) | Err(_) => Err("expected a whole number of at least 1".to_owned()),
@@ -299,6 +378,17 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn devices_are_named_and_counted_from_0() {
+        assert_eq!(device("auto"), Ok(DeviceChoice::Auto));
+        assert_eq!(device("cpu"), Ok(DeviceChoice::Cpu));
+        assert_eq!(device("cuda"), Ok(DeviceChoice::Cuda));
+        assert_eq!(device("cuda:3"), Ok(DeviceChoice::CudaAt(3)));
+        for wrong in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CPU", "0"] {
+            assert!(device(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -13,8 +13,10 @@ use ctq_eval::statistics::paired;
 use ctq_model::{Checkpoint, Inventory};
 
 use crate::args::{
-    ActsChoice, ComputeChoice, DemoOptions, EngineOptions, EvalOptions, ModelOptions, ProtocolOptions,
+    ActsChoice, ComputeChoice, DemoOptions, DeviceChoice, EngineOptions, EvalOptions, ModelOptions,
+    ProtocolOptions,
 };
+use crate::device::Opened;
 use crate::eval::{Evaluated, Question, evaluate};
 use crate::exit::Verdict;
 use crate::report::{self, Report};
@@ -74,7 +76,7 @@ pub(crate) fn run(options: &DemoOptions, report: &Report) -> anyhow::Result<Verd
         let container = keep.join(bundled.name);
         convert(&source, &container, options)?;
         let passed = verify::verify_path(&container, &source, report)?.passed;
-        let (evaluated, outcome) = evaluate(&container, &question, &evaluation, 0, report);
+        let (evaluated, outcome) = evaluate(&container, &question, &evaluation, &Opened::cpu(), 0, report);
         if outcome == Verdict::Unfinished {
             return Ok(outcome);
         }
@@ -102,7 +104,12 @@ fn evaluation(text: PathBuf, options: &DemoOptions) -> EvalOptions {
             ..ProtocolOptions::default()
         },
         acts: ActsChoice::Auto,
-        engine: EngineOptions { compute: ComputeChoice::Auto, tp: 1, threads: options.threads },
+        engine: EngineOptions {
+            device: DeviceChoice::Cpu,
+            compute: ComputeChoice::Auto,
+            tp: 1,
+            threads: options.threads,
+        },
         memory: None,
         json: None,
         nll: None,

@@ -10,13 +10,13 @@ use ctq_eval::record::{self, Bpw, Method, PairedRecord, Record, Status};
 use ctq_eval::statistics::{ScoredToken, paired, scored_tokens, summarize};
 use ctq_eval::text::{Environment, Text, discover};
 use ctq_eval::tokens::{TokenStream, Tokenizer};
-use ctq_kernels::cpu::Cpu;
-use ctq_kernels::{Backend, Compute, NUMERICS_REVISION};
+use ctq_kernels::{Compute, NUMERICS_REVISION};
 use ctq_model::inventory::Inventory;
 use ctq_model::window::Window;
 use ctq_runtime::{Acts, Settings};
 
 use crate::args::{ActsChoice, ComputeChoice, EvalOptions, ProtocolOptions};
+use crate::device::Opened;
 use crate::exit::{Verdict, verdict_of};
 use crate::open::{Model, warn_of_unused};
 use crate::report::{self, Report};
@@ -41,11 +41,12 @@ pub(crate) fn run(options: &EvalOptions, report: &Report) -> anyhow::Result<Verd
     if let Some(path) = &options.nll {
         check_writable(path)?;
     }
+    let device = Opened::open(options.engine.device, options.memory, report)?;
     let mut records = Vec::new();
     let mut kept = Vec::new();
     let mut verdict = Verdict::Good;
     for path in &options.paths {
-        let (evaluated, outcome) = evaluate(path, &question, options, records.len(), report);
+        let (evaluated, outcome) = evaluate(path, &question, options, &device, records.len(), report);
         for evaluated in evaluated {
             records.push(evaluated.record);
             kept.extend(evaluated.kept);
@@ -178,6 +179,7 @@ pub(crate) fn evaluate(
     path: &Path,
     question: &Question,
     options: &EvalOptions,
+    device: &Opened,
     before: usize,
     report: &Report,
 ) -> (Vec<Evaluated>, Verdict) {
@@ -200,7 +202,7 @@ pub(crate) fn evaluate(
     let mut records: Vec<Evaluated> = Vec::new();
     let mut verdict = Verdict::Good;
     for acts in acts_of(options.acts, model.source().inventory(), report) {
-        let one = One { model: &model, prepared: &prepared, question, options, acts };
+        let one = One { model: &model, prepared: &prepared, question, options, device, acts };
         match one.record(report) {
             Ok(mut evaluated) => {
                 if let Some(base) = records.first()
@@ -293,6 +295,7 @@ struct One<'a> {
     prepared: &'a Prepared,
     question: &'a Question,
     options: &'a EvalOptions,
+    device: &'a Opened,
     acts: NamedActs,
 }
 
@@ -300,7 +303,7 @@ impl One<'_> {
     fn method(&self, report: &Report) -> (Method, Settings) {
         let inventory = self.model.source().inventory();
         let compute = compute_of(self.options.engine.compute, inventory, report);
-        (method(inventory, self.acts, compute), Settings { acts: self.acts.acts, compute })
+        (method(self.device, inventory, self.acts, compute), Settings { acts: self.acts.acts, compute })
     }
 
     /// Fills in what is known of the model, whether or not it can be scored.
@@ -336,6 +339,7 @@ impl One<'_> {
             source: self.model.source(),
             settings,
             engine: &self.options.engine,
+            device: self.device,
             windows,
             vocabulary: *vocabulary,
             memory: self.options.memory,
@@ -373,8 +377,8 @@ impl One<'_> {
 }
 
 /// How a model is scored: what the method id names.
-fn method(inventory: &Inventory, acts: NamedActs, compute: Compute) -> Method {
-    let identity = Cpu::detect().identity();
+fn method(device: &Opened, inventory: &Inventory, acts: NamedActs, compute: Compute) -> Method {
+    let identity = device.identity();
     let kv = match acts.acts {
         Acts::Off => None,
         Acts::Library | Acts::Kernel => inventory.parts().find_map(|(_, part)| part.kv.as_ref()),

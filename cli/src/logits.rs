@@ -5,12 +5,12 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use ctq_kernels::cpu::Cpu;
-use ctq_kernels::{Backend, Sharded};
+use ctq_kernels::Backend;
 use ctq_runtime::{Engine, Observer, PLENTY_TOKENS, Schedule, Settings};
 use safetensors::{Dtype, SafeTensors};
 
 use crate::args::{ActsChoice, LogitsActs, LogitsOptions};
+use crate::device::{OnBackend, Opened};
 use crate::exit::Verdict;
 use crate::open::Model;
 use crate::progress::{Progress, Unit};
@@ -31,11 +31,9 @@ pub(crate) fn run(options: &LogitsOptions, report: &Report) -> anyhow::Result<Ve
     let compute = eval::compute_of(options.engine.compute, inventory, report);
     let settings = Settings { acts, compute };
     let pool = machine::pool(options.engine.threads)?;
-    let cpu = Cpu::detect();
-    pool.install(|| match options.engine.tp {
-        1 => write(&cpu, &model, settings, &ids, &options.out, report),
-        ranks => write(&Sharded::new(vec![cpu; ranks]), &model, settings, &ids, &options.out, report),
-    })?;
+    let device = Opened::open(options.engine.device, None, report)?;
+    let task = WriteLogits { model: &model, settings, ids: &ids, path: &options.out, report };
+    pool.install(|| device.on(options.engine.tp, task))?;
     report.note(&format!(
         "{}: logits [{}, {}, {}]",
         options.out.display(),
@@ -83,6 +81,23 @@ fn read_ids(path: &Path, vocabulary: usize) -> anyhow::Result<Vec<Vec<u32>>> {
         ),
     };
     ids.chunks_exact(length).map(|row| row.iter().map(id).collect()).collect()
+}
+
+/// What [`write`] does, on a backend.
+struct WriteLogits<'a> {
+    model: &'a Model,
+    settings: Settings,
+    ids: &'a [Vec<u32>],
+    path: &'a Path,
+    report: &'a Report,
+}
+
+impl OnBackend for WriteLogits<'_> {
+    type Output = anyhow::Result<()>;
+
+    fn run<B: Backend>(self, backend: &B) -> anyhow::Result<()> {
+        write(backend, self.model, self.settings, self.ids, self.path, self.report)
+    }
 }
 
 /// Writes `logits` [B, S, V] F32 to `path`, layer by layer and then rows as they come: beside it, then renamed.

@@ -1,9 +1,12 @@
 //! The `ctq` binary: arguments, progress, tables, exit codes. No logic worth testing elsewhere.
 
 mod args;
+mod bench;
 mod cache;
 mod convert;
 mod demo;
+mod device;
+mod doctor;
 mod eval;
 mod exit;
 mod inspect;
@@ -39,6 +42,8 @@ fn main() -> ExitCode {
         Command::Verify(options) => verify::run(options, &report),
         Command::Logits(options) => logits::run(options, &report),
         Command::Demo(options) => demo::run(options, &report),
+        Command::Doctor(options) => doctor::run(options, &report),
+        Command::Bench(options) => bench::run(options, &report),
     };
     match outcome {
         Ok(verdict) => verdict.into(),

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use ctq_container::LayerSource;
 use ctq_eval::partial::{self, Saved};
-use ctq_kernels::cpu::Cpu;
-use ctq_kernels::{Backend, Sharded};
+use ctq_kernels::Backend;
 use ctq_model::window::{Window, WindowScores};
-use ctq_runtime::{Error, Observer, Outcome, Plan, Pool, Resources, Settings, Snapshot};
+use ctq_runtime::{Error, Observer, Outcome, Plan, Resources, Settings, Snapshot};
 use sha2::{Digest, Sha256};
 
 use crate::args::EngineOptions;
+use crate::device::{OnBackend, Opened};
 use crate::exit::{Verdict, verdict_of};
 use crate::progress::{Progress, Unit};
 use crate::report::Report;
@@ -25,16 +25,32 @@ pub(crate) struct Run<'a> {
     pub(crate) source: &'a dyn LayerSource,
     pub(crate) settings: Settings,
     pub(crate) engine: &'a EngineOptions,
+    pub(crate) device: &'a Opened,
     pub(crate) windows: &'a [Window],
     /// Rows of the head that the softmax runs over.
     pub(crate) vocabulary: usize,
-    /// Bytes for hidden states and what a layer makes of them; `None`: half of what is free.
+    /// Bytes that may be taken, as [`Opened::resources`] has it.
     pub(crate) memory: Option<u64>,
     pub(crate) save_every: Duration,
     /// Everything the scores depend on, in one string.
     pub(crate) key: &'a str,
     /// What progress calls it.
     pub(crate) name: &'a str,
+}
+
+/// A run on a backend.
+struct Task<'a> {
+    run: &'a Run<'a>,
+    resources: Resources,
+    report: &'a Report,
+}
+
+impl OnBackend for Task<'_> {
+    type Output = anyhow::Result<Scored>;
+
+    fn run<B: Backend>(self, backend: &B) -> anyhow::Result<Scored> {
+        self.run.on(backend, self.resources, self.report)
+    }
 }
 
 /// What a run gives.
@@ -51,17 +67,9 @@ impl Run<'_> {
     /// Scores all windows; goes on from what an earlier, killed run of the same key left.
     pub(crate) fn score(&self, report: &Report) -> anyhow::Result<Scored> {
         let pool = machine::pool(self.engine.threads)?;
-        let cpu = Cpu::detect();
-        pool.install(|| match self.engine.tp {
-            1 => self.on(&cpu, self.host_resources(), report),
-            ranks => self.on(&Sharded::new(vec![cpu; ranks]), self.host_resources(), report),
-        })
-    }
-
-    /// What a backend that computes in host memory may take.
-    fn host_resources(&self) -> Resources {
-        let budget = self.memory.unwrap_or_else(|| machine::available_memory().unwrap_or(4 << 30) / 2);
-        Resources { pool: Pool::Shared(budget), scratch: 0, ranks: self.engine.tp }
+        let ranks = self.engine.tp;
+        let resources = self.device.resources(self.memory, ranks, self.source.inventory())?;
+        pool.install(|| self.device.on(ranks, Task { run: self, resources, report }))
     }
 
     fn on<B: Backend>(&self, backend: &B, resources: Resources, report: &Report) -> anyhow::Result<Scored> {

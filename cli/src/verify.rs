@@ -8,8 +8,7 @@ use anyhow::Context;
 use comfy_table::{CellAlignment, Table, presets};
 use ctq_container::{Container, LayerSource};
 use ctq_convert::{RestoredSource, RoundTrip, check_round_trip};
-use ctq_kernels::Compute;
-use ctq_kernels::cpu::Cpu;
+use ctq_kernels::{Backend, Compute};
 use ctq_model::inventory::{Inventory, Part};
 use ctq_model::{Checkpoint, TensorSource};
 use ctq_reference::Reference;
@@ -20,6 +19,7 @@ use ctq_verify::{
 use serde::Serialize;
 
 use crate::args::{ModelOptions, VerifyOptions};
+use crate::device::{OnBackend, Opened};
 use crate::exit::Verdict;
 use crate::open::Model;
 use crate::progress::{Progress, Unit};
@@ -70,6 +70,7 @@ enum Arithmetic {
 pub(crate) fn run(options: &VerifyOptions, report: &Report) -> anyhow::Result<Verdict> {
     let model = Model::open(&options.path, &options.model)?;
     let pool = machine::pool(options.threads)?;
+    let device = Opened::open(options.device, None, report)?;
     let mut layers = options.layers.clone();
     layers.sort_unstable();
     let checks = Checks {
@@ -79,7 +80,7 @@ pub(crate) fn run(options: &VerifyOptions, report: &Report) -> anyhow::Result<Ve
         arithmetic: if options.bits_only { Arithmetic::Skip } else { Arithmetic::Run },
     };
     let started = Instant::now();
-    let verification = pool.install(|| verify(&model, &checks, &options.model, report))?;
+    let verification = pool.install(|| verify(&model, &device, &checks, &options.model, report))?;
     report.detail(&format!("verified in {:.1} s", started.elapsed().as_secs_f64()));
     if options.json {
         report::result(&serde_json::to_string_pretty(&verification)?)?;
@@ -146,6 +147,7 @@ fn recorded_source(container: &Container) -> Option<Checkpoint> {
 
 fn verify(
     model: &Model,
+    device: &Opened,
     checks: &Checks<'_>,
     options: &ModelOptions,
     report: &Report,
@@ -188,7 +190,8 @@ fn verify(
         verification.not_checked.push(what);
         return Ok(verification);
     }
-    let sides = Sides { runtime: model.source(), reference: &reference, inventory: &inventory, report };
+    let sides =
+        Sides { runtime: model.source(), device, reference: &reference, inventory: &inventory, report };
     let operands = sides.operands(checks.layers)?;
     match checks.arithmetic {
         Arithmetic::Run => verification.arithmetic = sides.arithmetic(checks)?,
@@ -204,6 +207,7 @@ fn verify(
 /// Runtime and reference of one model.
 struct Sides<'a> {
     runtime: &'a dyn LayerSource,
+    device: &'a Opened,
     reference: &'a Reference<'a>,
     inventory: &'a Inventory,
     report: &'a Report,
@@ -214,11 +218,7 @@ impl Sides<'_> {
     fn operands(&self, layers: Option<&[usize]>) -> anyhow::Result<OperandReport> {
         let parts = parts(self.inventory, layers);
         let matrices: usize = parts.iter().map(|part| self.inventory.part(*part).linears.len()).sum();
-        let cpu = Cpu::detect();
-        let engine = self.engine(&cpu, Acts::Off);
-        Ok(self.watched("weights", matrices, |advance| {
-            check_operands(&engine, self.reference, self.inventory, &parts, advance)
-        })?)
+        Ok(self.device.on(1, Operands { sides: self, parts: &parts, matrices })?)
     }
 
     /// Each step without quantized activations, and with them where the checkpoint quantizes any.
@@ -232,18 +232,13 @@ impl Sides<'_> {
             Plan { ids: token_ids(checks.tokens, spec.vocab), layers: checks.layers.map(<[usize]>::to_vec) };
         // Embedding, layers, head.
         let steps = plan.layers.as_ref().map_or(spec.blocks.len(), Vec::len) + 2;
-        let cpu = Cpu::detect();
-        let one = |(mode, acts)| {
-            let engine = self.engine(&cpu, acts);
-            Ok(self.watched("layers", steps, |advance| {
-                check_arithmetic(&engine, self.reference, spec, &plan, mode, advance)
-            })?)
-        };
+        let one =
+            |(mode, acts)| Ok(self.device.on(1, Steps { sides: self, plan: &plan, steps, mode, acts })?);
         modes.into_iter().map(one).collect()
     }
 
-    fn engine<'a>(&'a self, cpu: &'a Cpu, acts: Acts) -> Engine<'a, Cpu> {
-        Engine::new(cpu, self.runtime, Settings { acts, compute: Compute::F32 })
+    fn engine<'b, B: Backend>(&'b self, backend: &'b B, acts: Acts) -> Engine<'b, B> {
+        Engine::new(backend, self.runtime, Settings { acts, compute: Compute::F32 })
     }
 
     /// A check under a progress bar. It calls what it is given after each step, and stops where that says false.
@@ -262,6 +257,46 @@ impl Sides<'_> {
         });
         progress.finish();
         result
+    }
+}
+
+/// The weights of some parts, on a backend.
+struct Operands<'a> {
+    sides: &'a Sides<'a>,
+    parts: &'a [Part],
+    matrices: usize,
+}
+
+impl OnBackend for Operands<'_> {
+    type Output = ctq_verify::Result<OperandReport>;
+
+    fn run<B: Backend>(self, backend: &B) -> Self::Output {
+        let Operands { sides, parts, matrices } = self;
+        let engine = sides.engine(backend, Acts::Off);
+        sides.watched("weights", matrices, |advance| {
+            check_operands(&engine, sides.reference, sides.inventory, parts, advance)
+        })
+    }
+}
+
+/// The steps of a model in one mode, on a backend.
+struct Steps<'a> {
+    sides: &'a Sides<'a>,
+    plan: &'a Plan,
+    steps: usize,
+    mode: Mode,
+    acts: Acts,
+}
+
+impl OnBackend for Steps<'_> {
+    type Output = ctq_verify::Result<ArithmeticReport>;
+
+    fn run<B: Backend>(self, backend: &B) -> Self::Output {
+        let Steps { sides, plan, steps, mode, acts } = self;
+        let engine = sides.engine(backend, acts);
+        sides.watched("layers", steps, |advance| {
+            check_arithmetic(&engine, sides.reference, &sides.inventory.spec, plan, mode, advance)
+        })
     }
 }
 
@@ -382,5 +417,5 @@ pub(crate) fn verify_path(path: &Path, against: &Path, report: &Report) -> anyho
     let options = ModelOptions::default();
     let model = Model::open(path, &options)?;
     let checks = Checks { against: Some(against), tokens: 64, layers: None, arithmetic: Arithmetic::Run };
-    verify(&model, &checks, &options, report)
+    verify(&model, &Opened::cpu(), &checks, &options, report)
 }

@@ -13,10 +13,33 @@ use crate::session::{Session, files_of};
 fn help_of_every_command() {
     let session = Session::new();
     let mut pages = vec![session.ctq("--help").expect(0).stdout];
-    for command in ["convert", "restore", "inspect", "eval", "verify", "logits", "demo"] {
+    for command in ["convert", "restore", "inspect", "eval", "verify", "logits", "demo", "doctor"] {
         pages.push(session.ctq(&format!("{command} --help")).expect(0).stdout);
     }
     assert_snapshot!(pages.join("\n\n\n"));
+}
+
+#[test]
+fn doctor_says_what_computes() {
+    let session = Session::new();
+    let printed = session.ctq("doctor").expect(0).stdout;
+    for start in ["driver ", "NVRTC ", "cuBLASLt ", "NCCL ", "CPU ", "CUDA engine ", "CPU engine  yes: "] {
+        assert!(
+            printed.lines().any(|line| line.starts_with(start)),
+            "no line begins with `{start}`:\n{printed}"
+        );
+    }
+    let object: Value =
+        serde_json::from_str(&session.ctq("doctor --json").expect(0).stdout).expect("one JSON object");
+    assert!(object["cpu"]["threads"].as_u64().is_some_and(|threads| threads > 0), "{object:#}");
+    // A machine without a driver says so, and takes the CPU.
+    if object["cuda"]["version"].is_null() {
+        assert!(printed.contains("CUDA engine no: there is no NVIDIA driver"), "{printed}");
+        assert!(printed.ends_with("--device auto takes cpu\n"), "{printed}");
+        assert_eq!(object["auto"], "cpu");
+    }
+    let refused = session.ctq("eval model --device gpu").expect(2);
+    assert!(refused.stderr.contains("expected auto, cpu, cuda, or cuda:N"), "{}", refused.stderr);
 }
 
 #[test]

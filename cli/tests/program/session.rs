@@ -63,6 +63,8 @@ impl Session {
 
     fn prepared(&self, mut command: Command) -> Command {
         command.current_dir(self.root()).env("CTQ_CACHE", self.path("cache")).env("HOME", self.path("home"));
+        // A GPU of the machine under the test would give other bits.
+        command.env("CTQ_DEVICE", "cpu");
         FOREIGN.iter().for_each(|name| {
             command.env_remove(name);
         });

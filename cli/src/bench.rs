@@ -1,0 +1,105 @@
+//! `ctq bench`: how fast the heavy operations are on a device, on the shapes of a Llama 8B.
+
+use std::fs;
+
+use anyhow::Context;
+use comfy_table::{CellAlignment, Table, presets};
+use ctq_kernels::bench::{self, Effort, Timing};
+use ctq_kernels::{AttentionShape, Backend, Compute};
+use serde::Serialize;
+
+use crate::args::BenchOptions;
+use crate::device::{OnBackend, Opened};
+use crate::exit::Verdict;
+use crate::report::{self, Report};
+use crate::{interrupt, machine};
+
+/// What is written as JSON: a stable object.
+#[derive(Debug, Serialize)]
+struct Measurements {
+    bench_version: u32,
+    backend: String,
+    isa: String,
+    timings: Vec<Timing>,
+}
+
+/// Rounds of each measurement, and the least seconds of one.
+const EFFORT: Effort = Effort { rounds: 5, seconds: 0.05 };
+
+/// Query and key-value heads of a Llama 8B.
+const ATTENTION: AttentionShape = AttentionShape { heads: 32, kv_heads: 8, head_dim: 128, window: None };
+
+pub(crate) fn run(options: &BenchOptions, report: &Report) -> anyhow::Result<Verdict> {
+    let pool = machine::pool(options.threads)?;
+    let device = Opened::open(options.device, None, report)?;
+    let measurements = pool.install(|| device.on(1, Measure { options, report }))?;
+    report::result(&text(&measurements))?;
+    if let Some(path) = &options.json {
+        let json = serde_json::to_string_pretty(&measurements)?;
+        fs::write(path, json + "\n").with_context(|| {
+            format!("{}: cannot be written; check that its folder is there", path.display())
+        })?;
+    }
+    Ok(Verdict::Good)
+}
+
+struct Measure<'a> {
+    options: &'a BenchOptions,
+    report: &'a Report,
+}
+
+impl OnBackend for Measure<'_> {
+    type Output = anyhow::Result<Measurements>;
+
+    fn run<B: Backend>(self, backend: &B) -> anyhow::Result<Measurements> {
+        let rows = self.options.rows;
+        let identity = backend.identity();
+        let mut timings = Vec::new();
+        let mut keep = |timing: Timing| {
+            self.report.note(&line(&timing));
+            timings.push(timing);
+            anyhow::ensure!(!interrupt::requested(), "interrupted; nothing is kept");
+            Ok(())
+        };
+        for scheme in bench::SCHEMES {
+            for (n, k) in bench::LLAMA_8B {
+                keep(bench::linear(backend, scheme, (rows, n, k), Compute::Bf16, EFFORT)?)?;
+            }
+        }
+        let length = rows.min(2048);
+        let windows = (rows / length.max(1), length);
+        keep(bench::attention(backend, &ATTENTION, windows, Compute::Bf16, EFFORT)?)?;
+        Ok(Measurements { bench_version: 1, backend: identity.name, isa: identity.isa, timings })
+    }
+}
+
+fn line(timing: &Timing) -> String {
+    let Timing { operation, what, m, n, k, seconds, operations, .. } = timing;
+    format!(
+        "{operation} {what} {m} x {n} x {k}: {:.3} ms, {:.2} TFLOP/s",
+        seconds * 1e3,
+        operations / seconds / 1e12
+    )
+}
+
+fn text(measurements: &Measurements) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["operation", "weights", "m", "n", "k", "ms", "TFLOP/s", "GB/s"]);
+    for timing in &measurements.timings {
+        table.add_row([
+            timing.operation.clone(),
+            timing.what.clone(),
+            timing.m.to_string(),
+            timing.n.to_string(),
+            timing.k.to_string(),
+            format!("{:.3}", timing.seconds * 1e3),
+            format!("{:.2}", timing.operations / timing.seconds / 1e12),
+            format!("{:.1}", timing.bytes / timing.seconds / 1e9),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    format!("{} {}\n{table}", measurements.backend, measurements.isa)
+}

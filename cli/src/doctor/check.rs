@@ -1,0 +1,113 @@
+//! `ctq doctor --check`: every operation of a GPU held against the CPU, on random data.
+
+use std::fs;
+
+use anyhow::{Context, bail};
+use comfy_table::{CellAlignment, Table, presets};
+use ctq_kernels::check::{Bound, Extent, Finding, Observation, Size, compare, observe_library};
+use ctq_kernels::cpu::Cpu;
+use serde::Serialize;
+
+use crate::args::{CheckSize, DoctorOptions};
+use crate::device::Opened;
+use crate::exit::Verdict;
+use crate::report::{self, Report};
+
+/// What is written as JSON: a stable object.
+#[derive(Debug, Serialize)]
+struct Findings<'a> {
+    findings_version: u32,
+    device: String,
+    findings: Vec<Case<'a>>,
+    observations: Vec<Seen<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Case<'a> {
+    operation: &'a str,
+    case: &'a str,
+    /// Relative error allowed; 0: every bit must be equal.
+    bound: f64,
+    /// Relative error; none where it is not finite.
+    error: Option<f64>,
+    failure: Option<&'a str>,
+}
+
+#[derive(Debug, Serialize)]
+struct Seen<'a> {
+    name: &'a str,
+    detail: &'a str,
+}
+
+pub(super) fn run(size: CheckSize, options: &DoctorOptions, report: &Report) -> anyhow::Result<Verdict> {
+    let opened = Opened::open(options.device, None, report)?;
+    let Opened::Cuda(cuda) = &opened else {
+        bail!("there is no GPU to check: the CPU is what a GPU is held against; `ctq doctor` tells more");
+    };
+    let identity = opened.identity();
+    let device = format!("{} {}", identity.name, identity.isa);
+    report.note(&format!("{device}: every operation against the CPU"));
+    let (size, observations) = match size {
+        CheckSize::Small => (Size::Small, Vec::new()),
+        CheckSize::Large => (Size::Large, observe_library(cuda)?),
+    };
+    let findings = compare(cuda.as_ref(), &Cpu::detect(), size, Extent::Everything);
+    if let Some(path) = &options.findings {
+        let json = serde_json::to_string_pretty(&record(&device, &findings, &observations))?;
+        fs::write(path, json + "\n").with_context(|| {
+            format!("{}: cannot be written; check that its folder is there", path.display())
+        })?;
+    }
+    report::result(&text(&findings, &observations))?;
+    let sound = findings.iter().all(|finding| finding.failure.is_none());
+    Ok(if sound { Verdict::Good } else { Verdict::Failed })
+}
+
+fn record<'a>(device: &str, findings: &'a [Finding], observations: &'a [Observation]) -> Findings<'a> {
+    let case = |finding: &'a Finding| Case {
+        operation: finding.operation,
+        case: &finding.case,
+        bound: match finding.bound {
+            Bound::Bits => 0.0,
+            Bound::Relative(bound) => bound,
+        },
+        error: finding.error.is_finite().then_some(finding.error),
+        failure: finding.failure.as_deref(),
+    };
+    Findings {
+        findings_version: 1,
+        device: device.to_owned(),
+        findings: findings.iter().map(case).collect(),
+        observations: observations
+            .iter()
+            .map(|seen| Seen { name: &seen.name, detail: &seen.detail })
+            .collect(),
+    }
+}
+
+/// A line for each operation, then whatever is wrong, then the verdict.
+fn text(findings: &[Finding], observations: &[Observation]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["operation", "cases", "largest error", "wrong"]);
+    let mut operations: Vec<&str> = findings.iter().map(|finding| finding.operation).collect();
+    operations.dedup();
+    for operation in operations {
+        let of: Vec<&Finding> = findings.iter().filter(|finding| finding.operation == operation).collect();
+        let largest = of.iter().map(|finding| finding.error).fold(0.0, f64::max);
+        let wrong = of.iter().filter(|finding| finding.failure.is_some()).count();
+        let error = if largest == 0.0 { "none".to_owned() } else { format!("{largest:.1e}") };
+        table.add_row([operation.to_owned(), of.len().to_string(), error, wrong.to_string()]);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let mut lines = vec![table.to_string()];
+    lines.extend(observations.iter().map(|seen| format!("{}: {}", seen.name, seen.detail)));
+    let wrong: Vec<&Finding> = findings.iter().filter(|finding| finding.failure.is_some()).collect();
+    lines.extend(wrong.iter().take(10).map(|finding| {
+        format!("{} {}: {}", finding.operation, finding.case, finding.failure.as_deref().unwrap_or_default())
+    }));
+    lines.push(format!("verdict: {}", if wrong.is_empty() { "PASSED" } else { "FAILED" }));
+    lines.join("\n")
+}
