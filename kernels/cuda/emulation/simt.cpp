@@ -16,20 +16,6 @@
 #include "../quantize.cu"
 #include "../route.cu"
 
-#if defined(__x86_64__)
-// Saves the callee-saved registers on the fiber's stack and takes those of the next (System V).
-extern "C" void ctq_switch_stack(void** save, void* next);
-asm(".text\n"
-    ".globl ctq_switch_stack\n"
-    "ctq_switch_stack:\n"
-    "push %rbp\n push %rbx\n push %r12\n push %r13\n push %r14\n push %r15\n"
-    "mov %rsp, (%rdi)\n mov %rsi, %rsp\n"
-    "pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbx\n pop %rbp\n"
-    "ret\n");
-#else
-#error "the emulation of CUDA kernels switches stacks by hand and knows x86-64 only"
-#endif
-
 namespace simt {
 namespace {
 
@@ -49,16 +35,13 @@ void fiber() {
     s.done[s.current] = 1;
     s.live--;
     s.idle_switches = 0;
-    if (s.live == 0) {
-        void* nobody;
-        ctq_switch_stack(&nobody, s.host_stack);
-    }
+    Fiber nobody;
+    if (s.live == 0) change(nobody, s.host);
     u32 next = s.current;
     do next = (next + 1) % s.threads;
     while (s.done[next]);
     s.current = next;
-    void* nobody;
-    ctq_switch_stack(&nobody, s.stacks[next]);
+    change(nobody, s.fibers[next]);
     abort();
 }
 
@@ -68,14 +51,14 @@ void switch_to(u32 next) {
     State& s = state;
     u32 me = s.current;
     s.current = next;
-    ctq_switch_stack(&s.stacks[me], s.stacks[next]);
+    change(s.fibers[me], s.fibers[next]);
 }
 
 // Ends the block: the host goes on, no fiber ever runs again.
 void leave_block(Failure failure) {
     state.failure = failure;
-    void* nobody;
-    ctq_switch_stack(&nobody, state.host_stack);
+    Fiber nobody;
+    change(nobody, state.host);
     abort();
 }
 
@@ -105,19 +88,13 @@ u32 ctq_run_block(const simt::Kernel* kernel, const void* args, u32 x, u32 y, u3
     memory.assign(kernel->shared_bytes + 1024, 0xff);
     s.shared = (u8*)(((uintptr_t)memory.data() + 1023) & ~(uintptr_t)1023);
     s.warps.assign((s.threads + WARP - 1) / WARP, Warp{});
-    s.stacks.assign(s.threads, nullptr);
+    s.fibers.assign(s.threads, Fiber{});
     s.done.assign(s.threads, 0);
     s.copies.assign(s.threads, std::vector<std::vector<Copy>>(1));
     s.kernel = kernel;
     s.args = args;
-    for (u32 i = 0; i < s.threads; i++) {
-        void** top = (void**)(stacks.bytes + STACK_BYTES * (i + 1));
-        *--top = nullptr;  // keeps the stack aligned as after a call
-        *--top = (void*)&fiber;
-        for (int saved = 0; saved < 6; saved++) *--top = nullptr;
-        s.stacks[i] = top;
-    }
-    ctq_switch_stack(&s.host_stack, s.stacks[0]);
+    for (u32 i = 0; i < s.threads; i++) prepare(s.fibers[i], stacks.bytes + STACK_BYTES * i, STACK_BYTES, fiber);
+    change(s.host, s.fibers[0]);
     return (u32)s.failure;
 }
 

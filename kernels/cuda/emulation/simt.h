@@ -7,6 +7,7 @@
 // What it is strict about, because hardware would be silent:
 //   * shared memory starts as NaN, so that a read before a write shows;
 //   * asynchronous copies happen as early or as late as is legal, by the schedule that a test chooses;
+//   * accesses of 16 bytes must be aligned, and those to shared memory inside it;
 //   * a barrier or warp operation that some thread never reaches ends the block with an error, and so does a block that
 //     makes no progress.
 #pragma once
@@ -16,6 +17,8 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
+
+#include "fiber.h"
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -70,7 +73,7 @@ struct Block {
     u32 x, y, z;
 };
 
-enum class Failure : u32 { None = 0, Deadlock = 1, SharedBounds = 2, ThreadLeft = 3 };
+enum class Failure : u32 { None = 0, Deadlock = 1, SharedBounds = 2, ThreadLeft = 3, Misaligned = 4 };
 
 struct Copy {
     u32 to;
@@ -99,10 +102,10 @@ struct State {
     u8* shared;
     u32 shared_bytes;
     std::vector<Warp> warps;
-    std::vector<void*> stacks;
+    std::vector<Fiber> fibers;
     std::vector<u8> done;
     std::vector<std::vector<std::vector<Copy>>> copies;
-    void* host_stack;
+    Fiber host;
     const Kernel* kernel;
     const void* args;
 };
@@ -145,8 +148,14 @@ DEV u8* shared_range(u32 address, u32 bytes) {
     return state.shared + address;
 }
 
+DEV void aligned16(const void* place) {
+    if ((uintptr_t)place % 16 != 0) leave_block(Failure::Misaligned);
+}
+
 DEV void perform(const Copy& copy) {
     u8* to = shared_range(copy.to, 16);
+    aligned16(to);
+    if (copy.valid) aligned16(copy.from);
     if (copy.valid) memcpy(to, copy.from, 16);
     else memset(to, 0, 16);
 }
@@ -180,7 +189,9 @@ template <bool TRANSPOSED> DEV void load_matrices(u32 (&to)[4], u32 address) {
         for (u32 matrix = 0; matrix < 4; matrix++)
             for (u32 row = 0; row < 8; row++) {
                 u16 elements[8];
-                memcpy(elements, shared_range(w.in[8 * matrix + row][0], 16), 16);
+                const u8* from = shared_range(w.in[8 * matrix + row][0], 16);
+                aligned16(from);
+                memcpy(elements, from, 16);
                 for (u32 column = 0; column < 8; column++) {
                     u32 r = TRANSPOSED ? column : row, c = TRANSPOSED ? row : column;
                     memcpy((u8*)&w.out[r * 4 + c / 2][matrix] + 2 * (c % 2), &elements[column], 2);
@@ -273,11 +284,15 @@ DEV u32 shuffle(u32 value, u32 from) { return simt::exchange(value, from); }
 
 struct Quad { u32 x, y, z, w; };
 DEV Quad load16(const void* from) {
+    simt::aligned16(from);
     Quad quad;
     memcpy(&quad, from, 16);
     return quad;
 }
-DEV void store16(void* to, Quad value) { memcpy(to, &value, 16); }
+DEV void store16(void* to, Quad value) {
+    simt::aligned16(to);
+    memcpy(to, &value, 16);
+}
 
 DEV float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 DEV double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }

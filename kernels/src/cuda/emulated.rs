@@ -307,6 +307,7 @@ impl Device for Emulated {
             let what = match failure {
                 1 => "makes no progress",
                 2 => "reaches beyond its shared memory",
+                4 => "reaches for 16 bytes that are not aligned",
                 _ => "waits for a thread that has left",
             };
             // SAFETY: the name is a string literal of the kernel.
