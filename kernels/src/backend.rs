@@ -216,7 +216,7 @@ pub trait Backend: Send + Sync {
     /// As [`Backend::linear`].
     fn linear_experts(
         &self,
-        x: &[Self::Operand],
+        x: &[&Self::Operand],
         weights: &[&Self::Matrix],
         biases: &[Option<&[f32]>],
         compute: Compute,

@@ -148,6 +148,23 @@ impl<B: Backend> Backend for Sharded<B> {
         self.all_gather(&parts)
     }
 
+    fn linear_experts(
+        &self,
+        x: &[&Self::Operand],
+        weights: &[&Self::Matrix],
+        biases: &[Option<&[f32]>],
+        compute: Compute,
+    ) -> Result<Vec<Self::Buffer>, KernelError> {
+        let parts = self.each(|index, rank| {
+            let x: Vec<&B::Operand> = x.iter().map(|x| &x[index]).collect();
+            let weights: Vec<&B::Matrix> = weights.iter().map(|weight| &weight.shards[index].1).collect();
+            rank.linear_experts(&x, &weights, biases, compute)
+        })?;
+        let mut ranks: Vec<_> = parts.into_iter().map(Vec::into_iter).collect();
+        let expert = |_| self.all_gather(&ranks.iter_mut().filter_map(Iterator::next).collect::<Vec<_>>());
+        (0..x.len()).map(expert).collect()
+    }
+
     fn fake_quantize(
         &self,
         x: &mut Self::Buffer,

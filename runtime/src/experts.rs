@@ -103,9 +103,10 @@ impl<B: Backend> Context<'_, B> {
     ) -> Result<Vec<B::Buffer>> {
         let matrices: Vec<&B::Matrix> = linears.iter().map(|linear| &linear.matrix).collect();
         let biases: Vec<Option<&[f32]>> = linears.iter().map(|linear| linear.bias.as_deref()).collect();
+        let operands: Vec<&B::Operand> = operands.iter().collect();
         let mut outputs = self
             .backend
-            .linear_experts(operands, &matrices, &biases, self.compute)
+            .linear_experts(&operands, &matrices, &biases, self.compute)
             .map_err(|source| Error::Kernel { module: names(linears), source })?;
         for ((expert, linear), output) in experts.iter().zip(linears).zip(&mut outputs) {
             if let Some(quantizer) = &linear.output {

@@ -238,6 +238,7 @@ impl Case for Experts {
         let weights: Vec<&B::Matrix> = matrices.iter().collect();
         let biases = vec![None; weights.len()];
         let mut all = Vec::new();
+        let operands: Vec<&B::Operand> = operands.iter().collect();
         for output in backend.linear_experts(&operands, &weights, &biases, self.compute)? {
             all.extend(backend.download(&output)?);
         }

@@ -77,7 +77,7 @@ impl<D: Device> Backend for Cuda<D> {
 
     fn linear_experts(
         &self,
-        x: &[Self::Operand],
+        x: &[&Self::Operand],
         weights: &[&Self::Matrix],
         biases: &[Option<&[f32]>],
         compute: Compute,

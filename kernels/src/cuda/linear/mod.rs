@@ -89,18 +89,38 @@ pub(crate) fn linear<D: Device>(
     Ok(y)
 }
 
-/// [`linear`] for each pair of an operand and a matrix, in one launch where they are of one shape and scheme. Always
-/// on the fused kernels where operands are bf16: tokens of an expert are few.
+/// [`linear`] for each pair of an operand and a matrix, in one launch where they are of one shape and scheme. Operands of
+/// bf16 always go through the fused kernels, for tokens of an expert are few: which experts come together depends on the
+/// batch and must not show.
 pub(crate) fn linear_experts<D: Device>(
     cuda: &Cuda<D>,
-    x: &[CudaOperand<D::Memory>],
+    x: &[&CudaOperand<D::Memory>],
     weights: &[&CudaMatrix<D::Memory>],
     compute: Compute,
 ) -> Result<Vec<CudaBuffer<D::Memory>>, KernelError> {
     let device = cuda.device();
-    if !x.iter().all(|x| matches!(x.kind, OperandKind::Bf16)) {
-        return x.iter().zip(weights).map(|(x, weight)| linear(cuda, x, weight, compute)).collect();
+    if x.iter().all(|x| matches!(x.kind, OperandKind::Bf16)) {
+        return together(device, x, weights);
     }
+    let expert = |(x, weight): (&&CudaOperand<D::Memory>, &&CudaMatrix<D::Memory>)| match x.kind {
+        OperandKind::Bf16 => {
+            let mut one = together(device, &[*x], &[*weight])?;
+            Ok(one.remove(0))
+        }
+        OperandKind::F32
+        | OperandKind::Codes { .. }
+        | OperandKind::ScaledBf16 { .. }
+        | OperandKind::ScaledF32 { .. } => linear(cuda, x, weight, compute),
+    };
+    x.iter().zip(weights).map(expert).collect()
+}
+
+/// Products of bf16 operands on the fused kernels, in one launch where matrices are of one shape and scheme.
+fn together<D: Device>(
+    device: &D,
+    x: &[&CudaOperand<D::Memory>],
+    weights: &[&CudaMatrix<D::Memory>],
+) -> Result<Vec<CudaBuffer<D::Memory>>, KernelError> {
     let inputs = x.iter().zip(weights).map(|(x, weight)| Input::new(device, x, weight));
     let inputs = inputs.collect::<Result<Vec<_>, _>>()?;
     let outputs = x.iter().zip(weights).map(|(x, weight)| CudaBuffer::new(device, x.rows, weight.rows.len()));

@@ -6,7 +6,8 @@ use ctq_model::matrix::{Code, Sharing};
 use ctq_model::scheme::{Activation, ActivationScale, ActivationSharing};
 
 use super::*;
-use crate::backend::{Quantizer, Treatment};
+use crate::Sharded;
+use crate::backend::{Backend, Pieces, Quantizer, Treatment};
 use crate::cpu::math::round_bf16;
 use crate::cpu::{self, CpuBuffer, CpuMatrix, CpuOperand, Isa};
 use crate::cuda::elementwise::samples::{devices, same_bits};
@@ -308,7 +309,9 @@ fn check_experts(cuda: &Cuda<Emulated>, schemes: &[Scheme], compute: Compute) {
         .collect();
     let operands = || -> Vec<_> { x.iter().map(|x| operand(device, x, compute)).collect() };
     let weights: Vec<&CudaMatrix<EmulatedMemory>> = matrices.iter().collect();
-    let together = linear_experts(cuda, &operands(), &weights, compute).expect("products");
+    let given = operands();
+    let given: Vec<&CudaOperand<EmulatedMemory>> = given.iter().collect();
+    let together = linear_experts(cuda, &given, &weights, compute).expect("products");
     for ((found, x), weight) in together.iter().zip(operands()).zip(&weights) {
         let alone = linear(cuda, &x, weight, compute).expect("a product");
         assert_eq!((found.rows, found.width), (alone.rows, alone.width));
@@ -342,4 +345,30 @@ fn a_shard_without_rows_gives_no_columns() {
         let x = treated(3, 70, &Treatment::Plain, compute);
         assert!(on_the_device(&cuda, &x, &matrix, 16..16, compute).is_empty());
     }
+}
+
+/// Ranks must take the path that one device takes, however large the experts are.
+#[test]
+fn experts_on_several_ranks_have_the_bits_of_one_device() {
+    let cuda = Cuda::new(Emulated::new(Schedule::ALL[0]).with_dense_product(Dense::Present));
+    let ranks = Sharded::new(vec![cuda.another_rank(), cuda.another_rank()]);
+    let (n, k) = (dense::CHUNKS.rows, 1024);
+    let matrices = [1, 2].map(|seed| tiled(n, k, integer(4, group(128)), seed));
+    assert_eq!(experts(&cuda, &matrices, k), experts(&ranks, &matrices, k));
+}
+
+/// Bits of two experts' outputs.
+fn experts<B: Backend>(backend: &B, matrices: &[TiledMatrix], k: usize) -> Vec<u32> {
+    let values: Vec<f32> = (0..3 * k).map(|index| (index % 97) as f32 / 97.0 - 0.5).collect();
+    let x = backend.upload(k, &values).expect("activations");
+    let windows = std::slice::from_ref(&(0..3));
+    let operand = backend.prepare(&x, &Treatment::Plain, Compute::Bf16, windows).expect("an operand");
+    let weights = matrices.iter().map(|matrix| backend.matrix(matrix, 0..matrix.n, Pieces::Atoms));
+    let weights: Vec<B::Matrix> = weights.collect::<Result<_, _>>().expect("matrices");
+    let operands = vec![&operand; weights.len()];
+    let biases = vec![None; weights.len()];
+    let outputs =
+        backend.linear_experts(&operands, &weights.iter().collect::<Vec<_>>(), &biases, Compute::Bf16);
+    let values = outputs.expect("products").into_iter().flat_map(|y| backend.download(&y).expect("values"));
+    values.map(f32::to_bits).collect()
 }
