@@ -1,5 +1,6 @@
 //! The cache of compiled kernels: what was stored comes back whole or not at all.
 
+use std::process::{Command, Stdio};
 use std::thread;
 
 use super::*;
@@ -82,4 +83,41 @@ fn keys_tell_lists_of_parts_apart() {
         assert!(key.len() == 64 && !keys[..index].contains(key), "{keys:?}");
     }
     assert_eq!(keys[0], key(&[b"ab", b"c"]));
+}
+
+/// Names the folder that a child process is to write to, and the child.
+const SHARED: &str = "CTQ_TEST_SHARED_CACHE";
+
+#[test]
+fn many_processes_may_write_and_read_at_once() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let cache = CubinCache::new(folder.path());
+    let child = |number: usize| {
+        Command::new(std::env::current_exe().expect("this test"))
+            .args(["--exact", "cuda::driver::cubin_cache::tests::write_and_read_as_one_of_many"])
+            .env(SHARED, format!("{number}:{}", folder.path().display()))
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("a child process")
+    };
+    let children: Vec<_> = (0..6).map(child).collect();
+    for mut child in children {
+        assert!(child.wait().expect("an end").success());
+    }
+    assert!(cache.load("entry").is_some());
+    assert_eq!(std::fs::read_dir(folder.path().join("kernels")).expect("a folder").count(), 1);
+}
+
+/// The body of the child processes: does nothing where it is not one.
+#[test]
+fn write_and_read_as_one_of_many() {
+    let Ok(shared) = std::env::var(SHARED) else { return };
+    let (number, folder) = shared.split_once(':').expect("a number and a folder");
+    let number: u8 = number.parse().expect("a number");
+    let cache = CubinCache::new(Path::new(folder));
+    for _ in 0..100 {
+        cache.store("entry", &vec![number; 50_000 + usize::from(number)]).expect("stored");
+        let found = cache.load("entry").expect("a whole entry, of whichever process");
+        assert!(found.iter().all(|byte| *byte == found[0]) && found.len() == 50_000 + usize::from(found[0]));
+    }
 }
