@@ -205,28 +205,48 @@ fn the_same_bits_however_the_work_is_cut() {
     }
 }
 
-/// The bundled text, cut as its protocol has it; few windows, for the emulation is slow.
-fn text_windows(folder: &Path) -> Vec<Window> {
-    let overrides = Overrides { ctx: Some(256), stride: Some(64), rows: Some(2), ..Overrides::default() };
+/// Windows of a text, few and short, for the emulation is slow.
+fn text_windows(folder: &Path, text: &Path, ctx: usize, rows: usize) -> Vec<Window> {
+    let overrides = Overrides {
+        ctx: Some(ctx),
+        stride: Some(ctx / 4),
+        rows: Some(rows),
+        max_tokens: Some(20_000),
+        ..Overrides::default()
+    };
     let protocol = Protocol::resolve("exl3-2025-small", &overrides).expect("a protocol");
-    let text = Text::load(&assets::golden("bundled/text.txt")).expect("the text");
+    let text = Text::load(text).expect("the text");
     let mut tokenizer = Tokenizer::load(folder).expect("a tokenizer");
     let vocabulary = models::on_the_fly(folder).inventory().spec.vocab;
     let stream = tokenizer.stream(&text, &protocol, vocabulary).expect("a stream");
     protocol.windows(&stream).expect("windows")
 }
 
+/// Holds the mean nll of a trained model, weights only, against the CPU engine.
+fn hold_scores(folder: &Path, windows: &[Window]) {
+    let mean = |scores: Vec<WindowScores>| {
+        let nll: Vec<f64> = scores.iter().flat_map(|scores| scores.nll.clone()).collect();
+        nll.iter().sum::<f64>() / nll.len() as f64
+    };
+    let found = mean(scores(&emulated(), folder, windows, Acts::Off, Compute::Bf16));
+    let expected = mean(scores(&Cpu::detect(), folder, windows, Acts::Off, Compute::Bf16));
+    assert!((found - expected).abs() <= NLL, "{}: {found}, on the CPU {expected}", folder.display());
+}
+
 #[test]
-fn in_bf16_scores_of_a_trained_model_are_those_of_the_cpu_engine() {
+fn in_bf16_scores_of_the_bundled_models_are_those_of_the_cpu_engine() {
+    let text = assets::golden("bundled/text.txt");
     for name in ["bf16", "NVFP4", "W4A16", "FP8"] {
         let folder = assets::golden("bundled").join(name);
-        let windows = text_windows(&folder);
-        let mean = |scores: Vec<WindowScores>| {
-            let nll: Vec<f64> = scores.iter().flat_map(|scores| scores.nll.clone()).collect();
-            nll.iter().sum::<f64>() / nll.len() as f64
-        };
-        let found = mean(scores(&emulated(), &folder, &windows, Acts::Off, Compute::Bf16));
-        let expected = mean(scores(&Cpu::detect(), &folder, &windows, Acts::Off, Compute::Bf16));
-        assert!((found - expected).abs() <= NLL, "{name}: {found} where the CPU has {expected}");
+        hold_scores(&folder, &text_windows(&folder, &text, 256, 2));
+    }
+}
+
+#[test]
+fn in_bf16_scores_of_larger_models_are_those_of_the_cpu_engine() {
+    let Some(text) = assets::shared("data/wikitext-2-raw/test-00000-of-00001.parquet") else { return };
+    for name in ["bf16", "W4A16", "W8A16", "MXFP4A16", "NVFP4", "FP8_DYNAMIC", "W8A8"] {
+        let Some(folder) = assets::shared(&format!("models/tiny-llama-wiki/{name}")) else { return };
+        hold_scores(&folder, &text_windows(&folder, &text, 192, 1));
     }
 }
