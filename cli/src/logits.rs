@@ -83,7 +83,7 @@ fn read_ids(path: &Path, vocabulary: usize) -> anyhow::Result<Vec<Vec<u32>>> {
     ids.chunks_exact(length).map(|row| row.iter().map(id).collect()).collect()
 }
 
-/// What [`write`] does, on a backend.
+/// The logits of a model, written on a backend.
 struct WriteLogits<'a> {
     model: &'a Model,
     settings: Settings,
