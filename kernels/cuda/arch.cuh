@@ -53,24 +53,27 @@ DEV u8* shared() {
 }
 DEV u32 shared_address(const void* place) { return (u32)__cvta_generic_to_shared(place); }
 
+// What reads or writes shared memory by its address says so ("memory"): plain loads and stores may not move across it.
+
 // 16 bytes from global to shared memory, asynchronously; zeros where not `valid`.
 DEV void copy_async16(u32 to, const void* from, bool valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(valid ? 16 : 0));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(valid ? 16 : 0)
+                 : "memory");
 }
 // Closes the group of copies that this thread has begun.
-DEV void copy_commit() { asm volatile("cp.async.commit_group;\n"); }
+DEV void copy_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 // Waits until at most PENDING groups of this thread are under way.
-template <int PENDING> DEV void copy_wait() { asm volatile("cp.async.wait_group %0;\n" ::"n"(PENDING)); }
+template <int PENDING> DEV void copy_wait() { asm volatile("cp.async.wait_group %0;\n" ::"n"(PENDING) : "memory"); }
 
 // Four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8.
 DEV void load_matrices(u32 (&to)[4], u32 address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(address));
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(address) : "memory");
 }
 // The same, each matrix transposed.
 DEV void load_matrices_transposed(u32 (&to)[4], u32 address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(address));
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(address) : "memory");
 }
 
 // d[16x8] += a[16x16] * b[16x8], bf16 operands, f32 sums.

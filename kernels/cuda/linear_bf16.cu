@@ -45,7 +45,8 @@ template <u32 HALF> DEV void store_half(const Problem& p, const float (&sums)[16
 }
 
 template <u32 CODE> DEV void linear_fused(const FusedArgs& args) {
-    const Problem& p = problem(args);
+    // By value: a reference that may lead to either place would be followed at every use.
+    const Problem p = problem(args);
     u32 first_token = (block_y() - p.first_block) * PRODUCT_TOKENS;
     float sums[16][4];
     product_tile<CODE>(p.matrix, p.x, p.m, block_x(), first_token, sums);

@@ -1,11 +1,15 @@
 //! Cosines and sines of rotary position embedding, as transformers computes them: frequencies and angles in f32
 //! (`modeling_rope_utils.py`), so that positions in the thousands turn by the same angle.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use ctq_model::rope::{Rope, RopeScaling};
 
 /// cos and sin of every position: [positions, head_dim / 2] each.
 #[derive(Clone, Debug)]
 pub struct Rotation {
+    /// Another for each table that was made.
+    identity: u64,
     head_dim: usize,
     cos: Vec<f32>,
     sin: Vec<f32>,
@@ -24,7 +28,18 @@ impl Rotation {
                 sin.push(libm::sin(angle) as f32 * factor);
             }
         }
-        Rotation { head_dim, cos, sin }
+        static MADE: AtomicU64 = AtomicU64::new(0);
+        Rotation { identity: MADE.fetch_add(1, Ordering::Relaxed), head_dim, cos, sin }
+    }
+
+    /// Tells tables apart, so that a device may keep a copy. Clones have the same.
+    pub(crate) fn identity(&self) -> u64 {
+        self.identity
+    }
+
+    /// cos and sin of all positions, [positions, head_dim / 2] each.
+    pub(crate) fn tables(&self) -> (&[f32], &[f32]) {
+        (&self.cos, &self.sin)
     }
 
     /// Dimension of a head.

@@ -47,6 +47,16 @@ fn in_lock_step_with_lazy_copies() {
     hold(ThreadOrder::LockStep, CopyTime::Lazy);
 }
 
+#[test]
+fn last_thread_first_with_eager_copies() {
+    hold(ThreadOrder::LastFirst, CopyTime::Eager);
+}
+
+#[test]
+fn last_thread_first_with_lazy_copies() {
+    hold(ThreadOrder::LastFirst, CopyTime::Lazy);
+}
+
 /// With a library for dense products, large linears are decoded into a scratch first.
 #[test]
 fn with_a_library_for_dense_products() {

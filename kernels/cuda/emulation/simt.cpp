@@ -38,7 +38,7 @@ void fiber() {
     Fiber nobody;
     if (s.live == 0) change(nobody, s.host);
     u32 next = s.current;
-    do next = (next + 1) % s.threads;
+    do next = beside(next, 0, s.threads);
     while (s.done[next]);
     s.current = next;
     change(nobody, s.fibers[next]);
@@ -81,7 +81,8 @@ u32 ctq_run_block(const simt::Kernel* kernel, const void* args, u32 x, u32 y, u3
     s.schedule = Schedule{(Order)order, (Copies)copies};
     s.block = Block{x, y, z};
     s.threads = s.live = kernel->threads;
-    s.current = s.barrier_arrived = 0;
+    s.current = s.schedule.order == Order::LastFirst ? s.threads - 1 : 0;
+    s.barrier_arrived = 0;
     s.idle_switches = 0;
     s.failure = Failure::None;
     s.shared_bytes = kernel->shared_bytes;
@@ -94,7 +95,7 @@ u32 ctq_run_block(const simt::Kernel* kernel, const void* args, u32 x, u32 y, u3
     s.kernel = kernel;
     s.args = args;
     for (u32 i = 0; i < s.threads; i++) prepare(s.fibers[i], stacks.bytes + STACK_BYTES * i, STACK_BYTES, fiber);
-    change(s.host, s.fibers[0]);
+    change(s.host, s.fibers[s.current]);
     return (u32)s.failure;
 }
 

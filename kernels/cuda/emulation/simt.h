@@ -58,8 +58,8 @@ struct Registration {
 };
 
 // Order of fibers: a warp runs until it meets a barrier of the block (which shows reads that miss a barrier), or all
-// threads take turns.
-enum class Order : u32 { DepthFirst = 0, LockStep = 1 };
+// threads take turns, or the first with the last thread first (which shows writes that must wait for earlier threads).
+enum class Order : u32 { DepthFirst = 0, LockStep = 1, LastFirst = 2 };
 // When an asynchronous copy happens: at once (which shows buffers overwritten too early), or at the last legal wait
 // (which shows waits that are missing or too weak).
 enum class Copies : u32 { Eager = 0, Lazy = 1 };
@@ -115,14 +115,20 @@ inline thread_local State state;
 void leave_block(Failure failure);
 void switch_to(u32 fiber);
 
+// The fiber whose turn is next among the `count` that begin with `first`.
+DEV u32 beside(u32 fiber, u32 first, u32 count) {
+    u32 step = state.schedule.order == Order::LastFirst ? count - 1 : 1;
+    return first + (fiber - first + step) % count;
+}
+
 // Lets another fiber run. Fibers only wait for one another, so a round in which nobody arrives anywhere is the end.
 DEV void give_way(bool within_warp) {
     State& s = state;
     if (++s.idle_switches > 8ull * s.threads + 64) leave_block(s.live < s.threads ? Failure::ThreadLeft : Failure::Deadlock);
     u32 next = s.current;
     do {
-        bool stay = within_warp && s.schedule.order == Order::DepthFirst;
-        next = stay ? (next / WARP * WARP + (next + 1) % WARP) : (next + 1) % s.threads;
+        bool stay = within_warp && s.schedule.order != Order::LockStep;
+        next = stay ? beside(next, next / WARP * WARP, WARP) : beside(next, 0, s.threads);
         if (next == s.current) leave_block(Failure::ThreadLeft);
     } while (s.done[next]);
     switch_to(next);

@@ -9,7 +9,7 @@ use crate::backend::{
 };
 use crate::cuda::buffer::{CudaBuffer, CudaOperand};
 use crate::cuda::matrix::CudaMatrix;
-use crate::cuda::{Cuda, Device, attend, decode, elementwise, head, linear, norm, quantize, route};
+use crate::cuda::{Cuda, Device, attend, decode, elementwise, head, linear, norm, quantize, rotate, route};
 use crate::route::{ExpertTokens, Renormalize};
 use crate::{Compute, Rotation};
 
@@ -107,7 +107,7 @@ impl<D: Device> Backend for Cuda<D> {
         rotation: &Rotation,
         windows: &[Range<usize>],
     ) -> Result<(), KernelError> {
-        elementwise::rotate(self.device(), x, rotation, windows)
+        rotate::rotate(self, x, rotation, windows)
     }
 
     fn attend(

@@ -97,3 +97,14 @@ pub(crate) fn download_floats<D: Device>(
     device.download(memory, 0, &mut bytes)?;
     Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect())
 }
+
+/// The first `count` numbers of `memory`.
+pub(crate) fn download_integers<D: Device>(
+    device: &D,
+    memory: &D::Memory,
+    count: usize,
+) -> Result<Vec<u32>, KernelError> {
+    let mut bytes = vec![0; count * 4];
+    device.download(memory, 0, &mut bytes)?;
+    Ok(bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().expect("four bytes"))).collect())
+}

@@ -1,11 +1,9 @@
 //! Operations that touch every element once: `kernels/cuda/elementwise.cu`.
 #![expect(unsafe_code, reason = "arguments of kernels")]
 
-use std::ops::Range;
-
-use crate::cuda::buffer::{CudaBuffer, upload_floats, upload_integers};
+use crate::KernelError;
+use crate::cuda::buffer::{CudaBuffer, download_integers, upload_floats, upload_integers};
 use crate::cuda::device::{Address, Arguments, Device, Queue};
-use crate::{KernelError, Rotation};
 
 /// Elements that one block covers: `ELEMENTWISE_THREADS`.
 const ELEMENTS: usize = 256;
@@ -14,7 +12,7 @@ const COLUMNS: usize = 1024;
 /// Blocks that look for numbers that are not finite; each leaves one number for the host.
 const FINITE_BLOCKS: usize = 1024;
 /// What stands for no row and no position.
-const NONE: u32 = u32::MAX;
+pub(super) const NONE: u32 = u32::MAX;
 
 /// `PairArgs`.
 #[derive(Clone, Copy)]
@@ -71,7 +69,7 @@ pub(crate) fn gate<D: Device>(
 }
 
 /// Blocks of a kernel over rows.
-fn row_blocks(rows: usize, width: usize) -> [usize; 3] {
+pub(super) fn row_blocks(rows: usize, width: usize) -> [usize; 3] {
     [rows, width.div_ceil(COLUMNS), 1]
 }
 
@@ -238,65 +236,6 @@ pub(crate) fn first_non_finite<D: Device>(
     device.launch(Queue::Compute, "first_non_finite", [blocks, 1, 1], &args)?;
     let rows = download_integers(device, &first, blocks)?;
     Ok(rows.into_iter().min().filter(|row| *row != NONE).map(|row| row as usize))
-}
-
-/// The first `count` numbers of `memory`.
-pub(crate) fn download_integers<D: Device>(
-    device: &D,
-    memory: &D::Memory,
-    count: usize,
-) -> Result<Vec<u32>, KernelError> {
-    let mut bytes = vec![0; count * 4];
-    device.download(memory, 0, &mut bytes)?;
-    Ok(bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().expect("four bytes"))).collect())
-}
-
-/// `RotateArgs`.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct RotateArgs {
-    x: Address,
-    cos: Address,
-    sin: Address,
-    positions: Address,
-    width: u32,
-    half: u32,
-}
-
-// SAFETY: as the structure of that name in elementwise.cu.
-unsafe impl Arguments for RotateArgs {}
-
-/// Rotates the heads of each row by its position inside its window.
-pub(crate) fn rotate<D: Device>(
-    device: &D,
-    x: &mut CudaBuffer<D::Memory>,
-    rotation: &Rotation,
-    windows: &[Range<usize>],
-) -> Result<(), KernelError> {
-    let mut positions = vec![NONE; x.rows];
-    for window in windows {
-        positions[window.clone()].iter_mut().zip(0..).for_each(|(at, position)| *at = position);
-    }
-    let longest = windows.iter().map(Range::len).max().unwrap_or(0);
-    let (mut cos, mut sin) = (Vec::new(), Vec::new());
-    for position in 0..longest {
-        let (cosines, sines) = rotation.at(position);
-        cos.extend_from_slice(cosines);
-        sin.extend_from_slice(sines);
-    }
-    let half = rotation.head_dim() / 2;
-    let (cos, sin) = (upload_floats(device, &cos)?, upload_floats(device, &sin)?);
-    let positions = upload_integers(device, &positions)?;
-    let args = RotateArgs {
-        x: x.address::<D>(),
-        cos: D::address(&cos),
-        sin: D::address(&sin),
-        positions: D::address(&positions),
-        width: x.width as u32,
-        half: half as u32,
-    };
-    let pairs = x.width / (2 * half) * half;
-    device.launch(Queue::Compute, "rotate", row_blocks(x.rows, pairs), &args)
 }
 
 #[cfg(all(test, feature = "emulated"))]

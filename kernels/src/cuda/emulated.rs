@@ -73,6 +73,8 @@ pub enum ThreadOrder {
     DepthFirst,
     /// All threads take turns.
     LockStep,
+    /// As depth first, the last thread first.
+    LastFirst,
 }
 
 /// When asynchronous copies happen.
@@ -95,11 +97,13 @@ pub struct Schedule {
 
 impl Schedule {
     /// Every combination.
-    pub const ALL: [Schedule; 4] = [
+    pub const ALL: [Schedule; 6] = [
         Schedule { order: ThreadOrder::DepthFirst, copies: CopyTime::Eager },
         Schedule { order: ThreadOrder::DepthFirst, copies: CopyTime::Lazy },
         Schedule { order: ThreadOrder::LockStep, copies: CopyTime::Eager },
         Schedule { order: ThreadOrder::LockStep, copies: CopyTime::Lazy },
+        Schedule { order: ThreadOrder::LastFirst, copies: CopyTime::Eager },
+        Schedule { order: ThreadOrder::LastFirst, copies: CopyTime::Lazy },
     ];
 }
 

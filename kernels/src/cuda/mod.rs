@@ -18,6 +18,7 @@ mod linear;
 mod matrix;
 mod norm;
 mod quantize;
+mod rotate;
 mod route;
 
 pub use self::buffer::{CudaBuffer, CudaOperand};
@@ -39,6 +40,8 @@ pub struct Cuda<D: Device> {
     device: Arc<D>,
     /// Where matrices are decoded to before a dense product.
     scratches: Mutex<linear::Scratches<D::Memory>>,
+    /// Angles that were looked up last.
+    rotation: Mutex<Option<Arc<rotate::Tables<D::Memory>>>>,
 }
 
 impl<D: Device + fmt::Debug> fmt::Debug for Cuda<D> {
@@ -50,7 +53,7 @@ impl<D: Device + fmt::Debug> fmt::Debug for Cuda<D> {
 impl<D: Device> Cuda<D> {
     /// The backend of a device.
     pub fn new(device: D) -> Cuda<D> {
-        Cuda { device: Arc::new(device), scratches: Mutex::new(linear::Scratches::new()) }
+        Cuda::on(Arc::new(device))
     }
 
     /// The device.
@@ -61,6 +64,10 @@ impl<D: Device> Cuda<D> {
     /// Another rank on the same device: work of both goes through the same queues.
     #[must_use]
     pub fn another_rank(&self) -> Cuda<D> {
-        Cuda { device: Arc::clone(&self.device), scratches: Mutex::new(linear::Scratches::new()) }
+        Cuda::on(Arc::clone(&self.device))
+    }
+
+    fn on(device: Arc<D>) -> Cuda<D> {
+        Cuda { device, scratches: Mutex::new(linear::Scratches::new()), rotation: Mutex::new(None) }
     }
 }

@@ -3,9 +3,8 @@
 #![expect(unsafe_code, reason = "arguments of kernels")]
 
 use crate::KernelError;
-use crate::cuda::buffer::{CudaBuffer, download_floats};
+use crate::cuda::buffer::{CudaBuffer, download_floats, download_integers};
 use crate::cuda::device::{Address, Arguments, Device, Queue};
-use crate::cuda::elementwise::download_integers;
 use crate::route::{ExpertTokens, Renormalize};
 
 /// Tokens that one block covers: warps of `ROUTE_THREADS`.

@@ -182,9 +182,13 @@ impl Device for CudaDevice {
         }
         self.heap.before_compute()?;
         let (to, from) = (bytes.as_mut_ptr().cast(), memory.address + offset as u64);
-        // SAFETY: inside both; the bytes are borrowed until the stream is synchronised.
-        let queued = unsafe { sys::cuMemcpyDtoHAsync_v2(to, from, bytes.len(), self.heap.compute.raw) };
-        let queued = self.context.check(queued, "downloading");
+        let queued = if bytes.is_empty() {
+            Ok(())
+        } else {
+            // SAFETY: inside both; the bytes are borrowed until the stream is synchronised.
+            let queued = unsafe { sys::cuMemcpyDtoHAsync_v2(to, from, bytes.len(), self.heap.compute.raw) };
+            self.context.check(queued, "downloading")
+        };
         queued.and(self.heap.compute.synchronize()).map_err(|error| self.blamed(error))
     }
 

@@ -93,7 +93,8 @@ impl KernelTable {
     }
 
     fn load(&self, unit: usize) -> Result<CUmodule, KernelError> {
-        let cubin = self.compiler.cubin(UNITS[unit]).map_err(|error| self.context.error(error))?;
+        // Owned, because what is built in lies at any address, and the driver reads it as a file of 64-bit numbers.
+        let cubin = self.compiler.cubin(UNITS[unit]).map_err(|error| self.context.error(error))?.into_owned();
         let mut module = ptr::null_mut();
         // SAFETY: a CUBIN, whole as its trailer or the compiler says; the driver reads its length from it.
         let loaded = unsafe { sys::cuModuleLoadData(&raw mut module, cubin.as_ptr().cast()) };

@@ -41,6 +41,8 @@ pub(super) struct Heap {
     order: Order,
     /// The pool that memory comes from, where the device has pools.
     pool: Option<Pool>,
+    /// The device reads pageable memory by itself: a copy from it may begin after the call that queues it.
+    reads_pageable: bool,
     state: Mutex<State>,
 }
 
@@ -76,6 +78,7 @@ impl Heap {
     /// Streams of a device, and all of its memory.
     pub(super) fn new(context: &Arc<Context>) -> Result<Heap, KernelError> {
         let pools = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)?;
+        let pageable = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS)?;
         Ok(Heap {
             context: Arc::clone(context),
             compute: Stream::new(context)?,
@@ -83,6 +86,7 @@ impl Heap {
             tables: Stream::new(context)?,
             order: Order::new(context)?,
             pool: if pools == 0 { None } else { Some(Pool::of(context)?) },
+            reads_pageable: pageable != 0,
             state: Mutex::default(),
         })
     }
@@ -230,18 +234,23 @@ impl Heap {
     /// Queues a small upload; returns when the bytes have been taken.
     pub(super) fn upload_table(self: &Arc<Heap>, bytes: &[u8]) -> Result<CudaMemory, KernelError> {
         let memory = self.allocate_on(&self.tables, bytes.len())?;
-        if bytes.is_empty() {
-            return Ok(memory);
+        if !bytes.is_empty() {
+            self.copy_table(memory.address, bytes)?;
         }
-        // SAFETY: as many bytes on both sides; the driver takes bytes of pageable memory before it returns.
-        let copied = unsafe {
-            sys::cuMemcpyHtoDAsync_v2(memory.address, bytes.as_ptr().cast(), bytes.len(), self.tables.raw)
-        };
-        self.context.check(copied, "uploading")?;
+        // Of no bytes too: what frees them has to follow what allocated them.
         let mut state = self.state();
         state.tables_before_compute = true;
         state.tables_before_decode = true;
         Ok(memory)
+    }
+
+    fn copy_table(&self, to: CUdeviceptr, bytes: &[u8]) -> Result<(), KernelError> {
+        // SAFETY: as many bytes on both sides; the driver takes bytes of pageable memory before it returns, or they are
+        // borrowed until the copy is over.
+        let copied =
+            unsafe { sys::cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), self.tables.raw) };
+        self.context.check(copied, "uploading")?;
+        if self.reads_pageable { self.tables.synchronize() } else { Ok(()) }
     }
 
     fn see_tables(&self, state: &mut State, stream: &Stream) -> Result<(), KernelError> {

@@ -86,12 +86,12 @@ impl Staging {
 
     /// New memory with these bytes; they are there when this returns.
     pub(super) fn upload(&self, heap: &Arc<Heap>, bytes: &[u8]) -> Result<CudaMemory, KernelError> {
-        let memory = heap.allocate_on(&self.copy, bytes.len())?;
         let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         while buffers.len() < 2 {
             buffers.push(Buffer::new(&self.context)?);
         }
-        self.context.bind()?;
+        // From here on nothing returns before the stream is waited for: memory is freed on another.
+        let memory = heap.allocate_on(&self.copy, bytes.len())?;
         let sent = self.send(&mut buffers, &memory, bytes);
         // Before an error too: nothing may be under way when the buffers or the memory are used again.
         let done = self.copy.synchronize();

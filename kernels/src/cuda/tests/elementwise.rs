@@ -3,7 +3,10 @@
 use ctq_model::rope::{Rope, RopeScaling};
 
 use super::*;
+use crate::Rotation;
 use crate::cpu::{self, CpuBuffer};
+use crate::cuda::Cuda;
+use crate::cuda::rotate::rotate;
 
 use crate::cuda::elementwise::samples::{devices, numbers, same_bits, upload};
 
@@ -120,7 +123,8 @@ fn heads_are_rotated_by_their_position_in_the_window() {
             let mut expected =
                 CpuBuffer { width: heads * head_dim, values: numbers(8, 19 * heads * head_dim) };
             let mut x = upload(&device, expected.width, &expected.values);
-            rotate(&device, &mut x, &rotation, &windows).expect("a rotation");
+            let cuda = Cuda::new(device.clone());
+            rotate(&cuda, &mut x, &rotation, &windows).expect("a rotation");
             cpu::elementwise::rotate(&mut expected, &rotation, &windows);
             same_bits(&x.download(&device).expect("a download"), &expected.values, "rotate");
         }
