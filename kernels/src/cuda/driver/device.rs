@@ -20,7 +20,7 @@ use crate::KernelError;
 use crate::backend::BackendIdentity;
 use crate::cuda::device::{Address, Arguments, DenseProduct, Device, Queue};
 
-/// Uploads up to this many bytes are taken by the driver before it returns.
+/// Copies up to this many bytes go without pinned buffers.
 const SMALL: usize = 64 << 10;
 
 /// A GPU.
@@ -182,6 +182,10 @@ impl Device for CudaDevice {
         }
         self.heap.before_compute()?;
         let (to, from) = (bytes.as_mut_ptr().cast(), memory.address + offset as u64);
+        if bytes.len() > SMALL {
+            let done = self.staging.download(&self.heap.compute, from, bytes);
+            return done.map_err(|error| self.blamed(error));
+        }
         let queued = if bytes.is_empty() {
             Ok(())
         } else {
