@@ -13,7 +13,8 @@ architectures=("$@")
 nvcc="${CTQ_NVCC:-$(command -v nvcc || true)}"
 if [ -z "$nvcc" ]; then
   environment="${CTQ_CUDA_VENV:-target/cuda-venv}"
-  if [ ! -x "$environment/bin/python" ]; then
+  # The compiler itself: an installation that broke off is done again.
+  if ! "$environment/bin/python" -c 'import nvidia.cu13' 2>/dev/null; then
     python3 -m venv "$environment"
     "$environment/bin/pip" install --quiet --disable-pip-version-check --no-deps \
       'nvidia-cuda-nvcc==13.0.*' 'nvidia-nvvm==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-cuda-runtime==13.0.*' \
@@ -40,6 +41,7 @@ compile() {
 export -f compile
 export nvcc folder
 
+# shellcheck disable=SC2016  # the inner shell expands them
 for file in kernels/cuda/*.cu; do
   for architecture in "${architectures[@]}"; do
     printf '%s %s\n' "$file" "$architecture"

@@ -85,7 +85,7 @@ pub(crate) struct ConvertOptions {
     #[arg(long)]
     pub(crate) force: bool,
     /// Layers worked on at a time [default: the cores available].
-    #[arg(long, value_name = "N", value_parser = positive)]
+    #[arg(long, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<usize>,
     #[command(flatten)]
     pub(crate) model: ModelOptions,
@@ -121,10 +121,10 @@ pub(crate) struct EngineOptions {
     #[arg(long, value_enum, default_value_t = ComputeChoice::Auto)]
     pub(crate) compute: ComputeChoice,
     /// Ranks that share every linear by output rows. The scores do not change.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = ranks)]
     pub(crate) tp: usize,
     /// Threads [default: the cores available]. The scores do not change.
-    #[arg(long, value_name = "N", value_parser = positive)]
+    #[arg(long, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<usize>,
 }
 
@@ -239,7 +239,7 @@ pub(crate) struct VerifyOptions {
     #[arg(long, value_name = "DEVICE", env = "CTQ_DEVICE", hide_env_values = true, default_value = "auto", value_parser = device)]
     pub(crate) device: DeviceChoice,
     /// Threads [default: the cores available].
-    #[arg(long, value_name = "N", value_parser = positive)]
+    #[arg(long, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<usize>,
     #[command(flatten)]
     pub(crate) model: ModelOptions,
@@ -280,14 +280,14 @@ pub(crate) struct DemoOptions {
     #[arg(long, value_name = "DIR")]
     pub(crate) keep: Option<PathBuf>,
     /// Threads [default: the cores available].
-    #[arg(long, value_name = "N", value_parser = positive)]
+    #[arg(long, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<usize>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct DoctorOptions {
     /// Print one JSON object instead of text.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "check")]
     pub(crate) json: bool,
     /// Hold every operation of a device against the CPU instead, on random data: small takes seconds, large has the
     /// sizes of models.
@@ -316,13 +316,13 @@ pub(crate) struct BenchOptions {
     #[arg(long, value_name = "DEVICE", env = "CTQ_DEVICE", hide_env_values = true, default_value = "auto", value_parser = device)]
     pub(crate) device: DeviceChoice,
     /// Rows of activations: tokens that a layer sees at once.
-    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = positive)]
+    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = bench_rows)]
     pub(crate) rows: usize,
     /// Write the measurements to a file (JSON).
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
     /// Threads [default: the cores available].
-    #[arg(long, value_name = "N", value_parser = positive)]
+    #[arg(long, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<usize>,
 }
 
@@ -343,6 +343,28 @@ fn positive(text: &str) -> Result<usize, String> {
         Ok(0) | Err(_) => Err("expected a whole number of at least 1".to_owned()),
         Ok(number) => Ok(number),
     }
+}
+
+fn at_most(text: &str, most: usize) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if (1..=most).contains(&number) => Ok(number),
+        Ok(_) | Err(_) => Err(format!("expected a whole number from 1 to {most}")),
+    }
+}
+
+/// More than any machine has; what they take is reserved when they start.
+fn threads(text: &str) -> Result<usize, String> {
+    at_most(text, 1024)
+}
+
+/// Each takes the activations once more.
+fn ranks(text: &str) -> Result<usize, String> {
+    at_most(text, 64)
+}
+
+/// The widest result of as many rows has 15 GB.
+fn bench_rows(text: &str) -> Result<usize, String> {
+    at_most(text, 1 << 17)
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -389,6 +411,17 @@ mod tests {
         for wrong in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CPU", "0"] {
             assert!(device(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn counts_that_no_machine_has_are_refused() {
+        assert_eq!((threads("16"), ranks("64"), bench_rows("131072")), (Ok(16), Ok(64), Ok(131_072)));
+        for wrong in ["0", "-1", "x", "18446744073709551615", "99999999999999999999"] {
+            for parse in [threads, ranks, bench_rows] {
+                assert!(parse(wrong).is_err(), "{wrong}");
+            }
+        }
+        assert_eq!(ranks("65").expect_err("too many"), "expected a whole number from 1 to 64");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::args::BenchOptions;
 use crate::device::{OnBackend, Opened};
 use crate::exit::Verdict;
 use crate::report::{self, Report};
-use crate::{interrupt, machine};
+use crate::{eval, interrupt, machine};
 
 /// What is written as JSON: a stable object.
 #[derive(Debug, Serialize)]
@@ -30,6 +30,9 @@ const EFFORT: Effort = Effort { rounds: 5, seconds: 0.05 };
 const ATTENTION: AttentionShape = AttentionShape { heads: 32, kv_heads: 8, head_dim: 128, window: None };
 
 pub(crate) fn run(options: &BenchOptions, report: &Report) -> anyhow::Result<Verdict> {
+    if let Some(path) = &options.json {
+        eval::check_writable(path)?;
+    }
     let pool = machine::pool(options.threads)?;
     let device = Opened::open(options.device, None, report)?;
     let measurements = pool.install(|| device.on(1, Measure { options, report }))?;
@@ -58,7 +61,10 @@ impl OnBackend for Measure<'_> {
         let mut keep = |timing: Timing| {
             self.report.note(&line(&timing));
             timings.push(timing);
-            anyhow::ensure!(!interrupt::requested(), "interrupted; nothing is kept");
+            if interrupt::requested() {
+                let told = "interrupted: nothing is kept, the same command starts again";
+                return Err(anyhow::Error::from(ctq_runtime::Error::Interrupted).context(told));
+            }
             Ok(())
         };
         for scheme in bench::SCHEMES {
@@ -67,7 +73,7 @@ impl OnBackend for Measure<'_> {
             }
         }
         let length = rows.min(2048);
-        let windows = (rows / length.max(1), length);
+        let windows = (rows / length, length);
         keep(bench::attention(backend, &ATTENTION, windows, Compute::Bf16, EFFORT)?)?;
         Ok(Measurements { bench_version: 1, backend: identity.name, isa: identity.isa, timings })
     }

@@ -95,14 +95,15 @@ impl Run<'_> {
                     windows_left -= group.len();
                     scores.extend(group);
                     state.save(&scores).map_err(|error| self.told(error, done))?;
+                    state.forget_snapshot();
                 }
+                // A snapshot stays: where the next group has the same windows, it goes on from there.
                 Outcome::Replanned(replanned) => {
                     report.warning(&format!("{}: {replanned}", self.name));
                     progress.finish();
                     progress = self.progress(run.plan(), windows_left, report);
                 }
             }
-            state.forget_snapshot();
         }
         progress.finish();
         scores.sort_by_key(|scores| scores.window);

@@ -179,7 +179,7 @@ impl<'a, B: Backend> Engine<'a, B> {
             next = loaded?;
             observer.advanced(index + 1);
             if observer.wants_snapshot() {
-                observer.snapshot(self.snapshot(index + 1, &hidden)?)?;
+                observer.snapshot(self.snapshot(index + 1, elements, &hidden)?)?;
             }
         }
         if observer.interrupted() {
@@ -232,9 +232,9 @@ impl<'a, B: Backend> Engine<'a, B> {
         Ok(())
     }
 
-    /// The hidden states of all batches, in the order of the group's windows.
-    fn snapshot(&self, layer: usize, hidden: &[Hidden<B>]) -> Result<Snapshot> {
-        let mut all = Vec::new();
+    /// The hidden states of all batches, `elements` in all, in the order of the group's windows.
+    fn snapshot(&self, layer: usize, elements: usize, hidden: &[Hidden<B>]) -> Result<Snapshot> {
+        let mut all = Vec::with_capacity(elements);
         for batch in hidden {
             batch.append_to(self.backend, &mut all)?;
         }

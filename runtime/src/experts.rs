@@ -6,11 +6,8 @@ use ctq_kernels::{Backend, ExpertTokens, Renormalize};
 
 use crate::block::Context;
 use crate::error::{Error, Result};
+use crate::schedule::EXPERTS_AT_ONCE;
 use crate::weights::{GatedWeights, LinearWeights};
-
-/// Experts that run together. Their intermediate results are in memory at the same time; a token has copies for as many
-/// of them as it goes to.
-pub(crate) const EXPERTS_AT_ONCE: usize = 16;
 
 /// An expert that got tokens.
 struct Busy<'a, B: Backend> {

@@ -6,7 +6,7 @@ use ctq_model::Spec;
 use ctq_model::inventory::{Inventory, Part, PartInventory};
 use ctq_model::spec::FfnSpec;
 
-use crate::experts::EXPERTS_AT_ONCE;
+use crate::schedule::EXPERTS_AT_ONCE;
 
 /// Bytes that a model takes on a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -128,6 +128,11 @@ impl<'a> Windows<'a> {
 }
 
 fn shared(needs: &Needs, budget: u64, scratch: u64, windows: &Windows<'_>) -> Plan {
+    let room = Room { needs, device: budget, host: 0, scratch };
+    if let Some(plan) = room.on_device(0, windows) {
+        return Plan { host_bytes: 0, ..plan };
+    }
+    // Not even a batch that is worth it.
     let left = budget.saturating_sub(scratch);
     let batch = windows.batch(left / (needs.activations + needs.hidden).max(1));
     let rest = left.saturating_sub(batch.min(windows.total) * needs.activations);
@@ -342,10 +347,12 @@ mod tests {
         assert_eq!(all.groups.len(), 1);
         let some = plan(&needs(), Pool::Shared(120 * 100), 0, &lengths).expect("room");
         assert_eq!((some.groups.len(), some.schedule.batch_tokens), (5, 120));
-        // Batches are plenty at some point, so that the rest is left to hidden states.
-        let long = plan(&needs(), Pool::Shared(20_000 * 100), 0, &[1_000; 60]).expect("room");
-        assert_eq!(long.schedule.batch_tokens, PLENTY_TOKENS);
-        assert_eq!(long.groups.len(), 2);
+        // Groups come first, as on a device: a batch needs no more than is worth it.
+        let budget = 20_000 * 100;
+        let long = plan(&needs(), Pool::Shared(budget), 0, &[1_000; 60]).expect("room");
+        assert_eq!(long.groups.len(), 1);
+        assert!((ENOUGH_TOKENS..PLENTY_TOKENS).contains(&long.schedule.batch_tokens), "{long:?}");
+        assert!(long.device_bytes <= budget && long.host_bytes == 0, "{long:?}");
     }
 
     /// Over many budgets: what is planned covers all windows and fits. More memory never makes more groups, but where

@@ -110,7 +110,7 @@ impl<'a, B: Backend> Run<'a, B> {
     /// # Errors
     /// As [`Engine::score`]; without room only where no plan with less is left.
     pub fn score_group(&mut self, resume: Option<Snapshot>, observer: &dyn Observer) -> Result<Outcome> {
-        let windows = self.next_group().unwrap_or_default();
+        let Some(windows) = self.next_group() else { return Ok(Outcome::Scored(Vec::new())) };
         match self.engine.score(windows, self.vocabulary, resume, observer) {
             Ok(scores) => {
                 self.next += 1;

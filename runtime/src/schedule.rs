@@ -4,6 +4,10 @@ use std::ops::Range;
 
 use crate::groups::groups;
 
+/// Experts that run together. Their intermediate results are in memory at the same time; a token has copies for as many
+/// of them as it goes to.
+pub(crate) const EXPERTS_AT_ONCE: usize = 16;
+
 /// How a group runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Schedule {

@@ -8,8 +8,9 @@ use ctq_kernels::check::{Bound, Extent, Finding, Observation, Size, compare, obs
 use ctq_kernels::cpu::Cpu;
 use serde::Serialize;
 
-use crate::args::{CheckSize, DoctorOptions};
+use crate::args::{CheckSize, DeviceChoice, DoctorOptions};
 use crate::device::Opened;
+use crate::eval;
 use crate::exit::Verdict;
 use crate::report::{self, Report};
 
@@ -40,6 +41,12 @@ struct Seen<'a> {
 }
 
 pub(super) fn run(size: CheckSize, options: &DoctorOptions, report: &Report) -> anyhow::Result<Verdict> {
+    if options.device == DeviceChoice::Cpu {
+        bail!("cpu is what a GPU is held against: name the GPU to check, as in --device cuda");
+    }
+    if let Some(path) = &options.findings {
+        eval::check_writable(path)?;
+    }
     let opened = Opened::open(options.device, None, report)?;
     let Opened::Cuda(cuda) = &opened else {
         bail!("there is no GPU to check: the CPU is what a GPU is held against; `ctq doctor` tells more");
@@ -85,14 +92,23 @@ fn record<'a>(device: &str, findings: &'a [Finding], observations: &'a [Observat
     }
 }
 
+/// Each operation once, in the order in which they come first.
+fn operations(findings: &[Finding]) -> Vec<&'static str> {
+    let mut operations = Vec::new();
+    for finding in findings {
+        if !operations.contains(&finding.operation) {
+            operations.push(finding.operation);
+        }
+    }
+    operations
+}
+
 /// A line for each operation, then whatever is wrong, then the verdict.
 fn text(findings: &[Finding], observations: &[Observation]) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(["operation", "cases", "largest error", "wrong"]);
-    let mut operations: Vec<&str> = findings.iter().map(|finding| finding.operation).collect();
-    operations.dedup();
-    for operation in operations {
+    for operation in operations(findings) {
         let of: Vec<&Finding> = findings.iter().filter(|finding| finding.operation == operation).collect();
         let largest = of.iter().map(|finding| finding.error).fold(0.0, f64::max);
         let wrong = of.iter().filter(|finding| finding.failure.is_some()).count();
@@ -110,4 +126,28 @@ fn text(findings: &[Finding], observations: &[Observation]) -> String {
     }));
     lines.push(format!("verdict: {}", if wrong.is_empty() { "PASSED" } else { "FAILED" }));
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finding(operation: &'static str, error: f64, failure: Option<&str>) -> Finding {
+        let failure = failure.map(str::to_owned);
+        Finding { operation, case: "a case".to_owned(), bound: Bound::Bits, error, failure }
+    }
+
+    #[test]
+    fn each_operation_has_one_line_whatever_the_order_of_its_cases() {
+        let findings = [
+            finding("weights", 0.0, None),
+            finding("linear", 0.0, None),
+            finding("weights", 0.0, None),
+            finding("linear", f64::INFINITY, Some("it failed")),
+        ];
+        let text = text(&findings, &[]);
+        let words: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(words[1..3], [vec!["weights", "2", "none", "0"], vec!["linear", "2", "inf", "1"]]);
+        assert!(text.ends_with("linear a case: it failed\nverdict: FAILED"), "{text}");
+    }
 }

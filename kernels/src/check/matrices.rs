@@ -142,6 +142,17 @@ fn scale(dtype: DType, random: &mut Random) -> Vec<u8> {
         DType::F16 => half::f16::from_f32(value).to_le_bytes().to_vec(),
         DType::F8E4M3 => vec![8 + random.below(110) as u8],
         DType::U8 => vec![118 + random.below(10) as u8],
-        _ => value.to_le_bytes().to_vec(),
+        DType::F32 => value.to_le_bytes().to_vec(),
+        DType::Bool
+        | DType::I8
+        | DType::U16
+        | DType::I16
+        | DType::U32
+        | DType::I32
+        | DType::U64
+        | DType::I64
+        | DType::F8E5M2
+        | DType::F8E8M0
+        | DType::F64 => unreachable!("no scheme of the list has scales of {dtype}"),
     }
 }
