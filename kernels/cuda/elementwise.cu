@@ -13,6 +13,17 @@ struct PairArgs {
 
 DEV u64 element() { return (u64)block_x() * ELEMENTWISE_THREADS + thread(); }
 
+struct ZeroArgs {
+    float* x;
+    u64 count;
+};
+
+// x = 0.
+KERNEL(zero, ZeroArgs, ELEMENTWISE_THREADS, 0) {
+    u64 i = element();
+    if (i < args.count) args.x[i] = 0.0f;
+}
+
 // x += y.
 KERNEL(add, PairArgs, ELEMENTWISE_THREADS, 0) {
     u64 i = element();

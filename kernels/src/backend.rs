@@ -177,6 +177,12 @@ pub trait Backend: Send + Sync {
     /// Copies host activations, [rows, width] row-major, to the device.
     fn upload(&self, width: usize, values: &[f32]) -> Result<Self::Buffer, KernelError>;
 
+    /// Activations that are all zero, [rows, width].
+    ///
+    /// # Errors
+    /// Where the device has no room, or fails.
+    fn zeros(&self, rows: usize, width: usize) -> Result<Self::Buffer, KernelError>;
+
     /// Copies activations to the host.
     fn download(&self, buffer: &Self::Buffer) -> Result<Vec<f32>, KernelError>;
 

@@ -97,6 +97,10 @@ impl<B: Backend> Backend for Sharded<B> {
         self.each(|_, rank| rank.upload(width, values))
     }
 
+    fn zeros(&self, rows: usize, width: usize) -> Result<Self::Buffer, KernelError> {
+        self.each(|_, rank| rank.zeros(rows, width))
+    }
+
     fn download(&self, buffer: &Self::Buffer) -> Result<Vec<f32>, KernelError> {
         self.ranks[0].download(&buffer[0])
     }

@@ -39,7 +39,7 @@ impl<B: Backend> Context<'_, B> {
             .collect();
         let rows = self.windows.last().map_or(0, |window| window.end);
         let width = experts.first().map_or(0, |expert| backend.rows(&expert.down.matrix));
-        let mut sum = backend.upload(width, &vec![0.0; rows * width])?;
+        let mut sum = backend.zeros(rows, width)?;
         for experts in busy.chunks(EXPERTS_AT_ONCE) {
             let outputs = self.gated_experts(experts, x)?;
             for (expert, y) in experts.iter().zip(&outputs) {

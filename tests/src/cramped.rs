@@ -52,6 +52,10 @@ impl Backend for Cramped {
         self.cpu.rows(matrix)
     }
 
+    fn zeros(&self, rows: usize, width: usize) -> Result<CpuBuffer> {
+        self.cpu.zeros(rows, width)
+    }
+
     fn upload(&self, width: usize, values: &[f32]) -> Result<CpuBuffer> {
         self.cpu.upload(width, values)
     }

@@ -20,6 +20,7 @@ enum Operation {
     Gather,
     ScatterAdd,
     Concatenate,
+    Zeros,
     FirstNonFinite { at: Option<usize> },
     Route { top_k: usize, renormalize: Renormalize },
 }
@@ -45,6 +46,7 @@ pub(super) fn cases<S: Backend, E: Backend>(findings: &mut Findings<'_, S, E>, s
             Operation::Gather,
             Operation::ScatterAdd,
             Operation::Concatenate,
+            Operation::Zeros,
             Operation::FirstNonFinite { at: None },
             Operation::FirstNonFinite { at: Some(rows * width - 1) },
             Operation::FirstNonFinite { at: Some(rows * width / 2) },
@@ -70,6 +72,7 @@ impl Case for RowCase {
             Operation::Gather => "gather",
             Operation::ScatterAdd => "scatter add",
             Operation::Concatenate => "concatenate",
+            Operation::Zeros => "zeros",
             Operation::FirstNonFinite { .. } => "first non-finite",
             Operation::Route { .. } => "route",
         }
@@ -115,6 +118,7 @@ impl Case for RowCase {
                 let narrow = backend.upload(width / 2, &others[..rows * (width / 2)])?;
                 backend.download(&backend.concatenate(&[&x, &narrow, &x])?)
             }
+            Operation::Zeros => backend.download(&backend.zeros(rows, width)?),
             Operation::FirstNonFinite { at } => {
                 let mut values = values;
                 if let Some(at) = at {

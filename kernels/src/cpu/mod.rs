@@ -88,6 +88,10 @@ impl Backend for Cpu {
         Ok(CpuBuffer { width, values: values.to_vec() })
     }
 
+    fn zeros(&self, rows: usize, width: usize) -> Result<CpuBuffer, KernelError> {
+        Ok(CpuBuffer { width, values: vec![0.0; rows * width] })
+    }
+
     fn download(&self, buffer: &CpuBuffer) -> Result<Vec<f32>, KernelError> {
         Ok(buffer.values.clone())
     }

@@ -39,6 +39,10 @@ impl<D: Device> Backend for Cuda<D> {
         CudaBuffer::upload(self.device(), width, values)
     }
 
+    fn zeros(&self, rows: usize, width: usize) -> Result<Self::Buffer, KernelError> {
+        elementwise::zeros(self.device(), rows, width)
+    }
+
     fn download(&self, buffer: &Self::Buffer) -> Result<Vec<f32>, KernelError> {
         buffer.download(self.device())
     }

@@ -26,6 +26,29 @@ struct PairArgs {
 // SAFETY: as the structure of that name in elementwise.cu.
 unsafe impl Arguments for PairArgs {}
 
+/// `ZeroArgs`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct ZeroArgs {
+    x: Address,
+    count: u64,
+}
+
+// SAFETY: as the structure of that name in elementwise.cu.
+unsafe impl Arguments for ZeroArgs {}
+
+/// Activations that are all zero.
+pub(crate) fn zeros<D: Device>(
+    device: &D,
+    rows: usize,
+    width: usize,
+) -> Result<CudaBuffer<D::Memory>, KernelError> {
+    let x = CudaBuffer::new(device, rows, width)?;
+    let args = ZeroArgs { x: x.address::<D>(), count: x.len() as u64 };
+    device.launch(Queue::Compute, "zero", [x.len().div_ceil(ELEMENTS), 1, 1], &args)?;
+    Ok(x)
+}
+
 /// `x += y`.
 pub(crate) fn add<D: Device>(
     device: &D,
