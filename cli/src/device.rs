@@ -6,7 +6,8 @@ use ctq_kernels::cuda::driver::{CudaDevice, Machine, WhyNot, probe};
 use ctq_kernels::cuda::{Cuda, scratch_bytes};
 use ctq_kernels::{Backend, BackendIdentity, Sharded};
 use ctq_model::Inventory;
-use ctq_runtime::{Pool, Resources};
+use ctq_model::inventory::{Linear, LinearClass};
+use ctq_runtime::{HEAD_ROWS, Pool, Resources};
 
 use crate::args::DeviceChoice;
 use crate::report::Report;
@@ -27,6 +28,15 @@ pub(crate) enum Opened {
     Cpu(Cpu),
     /// A GPU.
     Cuda(Box<Cuda<CudaDevice>>),
+}
+
+/// How many rows of the head are looked at together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HeadUse {
+    /// Some at a time: scores.
+    Blocks,
+    /// All: logits.
+    Whole,
 }
 
 impl Opened {
@@ -84,6 +94,7 @@ impl Opened {
         memory: Option<u64>,
         ranks: usize,
         inventory: &Inventory,
+        head: HeadUse,
     ) -> anyhow::Result<Resources> {
         let host = machine::available_memory().unwrap_or(4 << 30) / 2;
         Ok(match self {
@@ -92,7 +103,7 @@ impl Opened {
                 let (free, _) = cuda.device().memory()?;
                 // Pools and modules take some that nobody counts.
                 let device = memory.unwrap_or(u64::MAX).min(free / 16 * 15);
-                let scratch = scratch_bytes(inventory.linears().map(|linear| (linear.n, linear.k)));
+                let scratch = scratch_bytes(inventory.linears().filter_map(|linear| decoded(linear, head)));
                 Resources { pool: Pool::Separate { device, host }, scratch: scratch * ranks as u64, ranks }
             }
         })
@@ -114,6 +125,19 @@ impl Chosen {
         match self {
             Chosen::Cpu => "cpu".to_owned(),
             Chosen::Cuda { ordinal, .. } => format!("cuda:{ordinal}"),
+        }
+    }
+}
+
+/// The part of a matrix that is decoded at once: nothing of an embedding, unless it is the head too.
+fn decoded(linear: &Linear, head: HeadUse) -> Option<(usize, usize)> {
+    match linear.class {
+        LinearClass::Embedding | LinearClass::Head => Some(match head {
+            HeadUse::Blocks => (linear.n.min(HEAD_ROWS), linear.k),
+            HeadUse::Whole => (linear.n, linear.k),
+        }),
+        LinearClass::Attention | LinearClass::Ffn | LinearClass::Expert | LinearClass::Router => {
+            Some((linear.n, linear.k))
         }
     }
 }

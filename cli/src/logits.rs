@@ -6,11 +6,11 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use ctq_kernels::Backend;
-use ctq_runtime::{Engine, Observer, PLENTY_TOKENS, Schedule, Settings};
+use ctq_runtime::{Engine, Needs, Observer, Plan, Settings, plan};
 use safetensors::{Dtype, SafeTensors};
 
 use crate::args::{ActsChoice, LogitsActs, LogitsOptions};
-use crate::device::{OnBackend, Opened};
+use crate::device::{HeadUse, OnBackend, Opened};
 use crate::exit::Verdict;
 use crate::open::Model;
 use crate::progress::{Progress, Unit};
@@ -32,7 +32,11 @@ pub(crate) fn run(options: &LogitsOptions, report: &Report) -> anyhow::Result<Ve
     let settings = Settings { acts, compute };
     let pool = machine::pool(options.engine.threads)?;
     let device = Opened::open(options.engine.device, None, report)?;
-    let task = WriteLogits { model: &model, settings, ids: &ids, path: &options.out, report };
+    let resources = device.resources(None, options.engine.tp, inventory, HeadUse::Whole)?;
+    let lengths = vec![ids[0].len(); ids.len()];
+    let needs = Needs::of(inventory, resources.ranks);
+    let plan = plan(&needs, resources.pool, resources.scratch, &lengths)?;
+    let task = WriteLogits { model: &model, settings, ids: &ids, plan: &plan, path: &options.out, report };
     pool.install(|| device.on(options.engine.tp, task))?;
     report.note(&format!(
         "{}: logits [{}, {}, {}]",
@@ -88,6 +92,7 @@ struct WriteLogits<'a> {
     model: &'a Model,
     settings: Settings,
     ids: &'a [Vec<u32>],
+    plan: &'a Plan,
     path: &'a Path,
     report: &'a Report,
 }
@@ -96,19 +101,13 @@ impl OnBackend for WriteLogits<'_> {
     type Output = anyhow::Result<()>;
 
     fn run<B: Backend>(self, backend: &B) -> anyhow::Result<()> {
-        write(backend, self.model, self.settings, self.ids, self.path, self.report)
+        write(backend, &self)
     }
 }
 
 /// Writes `logits` [B, S, V] F32 to `path`, layer by layer and then rows as they come: beside it, then renamed.
-fn write<B: Backend>(
-    backend: &B,
-    model: &Model,
-    settings: Settings,
-    ids: &[Vec<u32>],
-    path: &Path,
-    report: &Report,
-) -> anyhow::Result<()> {
+fn write<B: Backend>(backend: &B, task: &WriteLogits<'_>) -> anyhow::Result<()> {
+    let WriteLogits { model, settings, ids, plan, path, report } = *task;
     let spec = &model.source().inventory().spec;
     let (batch, length) = (ids.len(), ids[0].len());
     let bytes = batch * length * spec.vocab * 4;
@@ -128,35 +127,46 @@ fn write<B: Backend>(
     let padded = header.len().next_multiple_of(8);
     file.write_all(&(padded as u64).to_le_bytes()).with_context(cannot)?;
     file.write_all(format!("{header:padded$}").as_bytes()).with_context(cannot)?;
-    let progress = Progress::new(report, &model.name, Unit::Layers, spec.blocks.len() as u64);
+    let layers = spec.blocks.len();
+    let progress = Progress::new(report, &model.name, Unit::Layers, (layers * plan.groups.len()) as u64);
     let sequences: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
-    let schedule = Schedule { batch_tokens: PLENTY_TOKENS, ..Schedule::default() };
-    let engine = Engine::new(backend, model.source(), settings).with_schedule(schedule);
+    let engine = Engine::new(backend, model.source(), settings).with_schedule(plan.schedule);
     let mut done = 0;
-    let written = engine.logits(&sequences, &Watch { progress: &progress }, |rows| {
-        if let Some(at) = rows.iter().position(|logit| !logit.is_finite()) {
-            let row = done + at / spec.vocab;
-            let (module, window, position) = (spec.head.clone(), row / length, row % length);
-            return Err(ctq_runtime::Error::NonFinite { module, window, position }.into());
-        }
-        done += rows.len() / spec.vocab;
-        let bytes: Vec<u8> = rows.iter().flat_map(|logit| logit.to_le_bytes()).collect();
-        file.write_all(&bytes).with_context(cannot)
-    });
-    written.map_err(|error| match error.downcast_ref() {
-        Some(ctq_runtime::Error::Interrupted) => {
-            error.context("interrupted: nothing is written, the same command starts again")
-        }
-        Some(ctq_runtime::Error::NonFinite { .. } | ctq_runtime::Error::Kernel { .. }) => {
-            report::of_model(error, &model.path)
-        }
-        Some(_) | None => error,
-    })?;
+    for (index, group) in plan.groups.iter().enumerate() {
+        let watch = Watch { progress: &progress, before: index * layers };
+        let written = engine.logits(&sequences[group.clone()], &watch, |rows| {
+            if let Some(at) = rows.iter().position(|logit| !logit.is_finite()) {
+                let row = done + at / spec.vocab;
+                let (module, window, position) =
+                    (spec.head.clone(), row / length - group.start, row % length);
+                return Err(ctq_runtime::Error::NonFinite { module, window, position }.into());
+            }
+            done += rows.len() / spec.vocab;
+            let bytes: Vec<u8> = rows.iter().flat_map(|logit| logit.to_le_bytes()).collect();
+            file.write_all(&bytes).with_context(cannot)
+        });
+        written.map_err(|error| told(error, group.start, model))?;
+    }
     progress.finish();
     file.flush().with_context(cannot)?;
     drop(file);
     temporary.persist(path).with_context(cannot)?;
     Ok(())
+}
+
+/// An error of a group of rows, the first of which is row `first` of all.
+fn told(error: anyhow::Error, first: usize, model: &Model) -> anyhow::Error {
+    match error.downcast::<ctq_runtime::Error>() {
+        Ok(error @ ctq_runtime::Error::Interrupted) => anyhow::Error::from(error)
+            .context("interrupted: nothing is written, the same command starts again"),
+        Ok(ctq_runtime::Error::NonFinite { module, window, position }) => {
+            let error = ctq_runtime::Error::NonFinite { module, window: first + window, position };
+            report::of_model(error.into(), &model.path)
+        }
+        Ok(error @ ctq_runtime::Error::Kernel { .. }) => report::of_model(error.into(), &model.path),
+        Ok(error) => error.into(),
+        Err(error) => error,
+    }
 }
 
 /// A temporary file with the permissions that a plainly created file would get.
@@ -173,11 +183,13 @@ fn beside(folder: &Path) -> std::io::Result<tempfile::NamedTempFile> {
 
 struct Watch<'a> {
     progress: &'a Progress<'a>,
+    /// Layers of the groups before.
+    before: usize,
 }
 
 impl Observer for Watch<'_> {
     fn advanced(&self, layers: usize) {
-        self.progress.at(layers as u64);
+        self.progress.at((self.before + layers) as u64);
     }
 
     fn interrupted(&self) -> bool {

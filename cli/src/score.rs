@@ -14,7 +14,7 @@ use ctq_runtime::{Error, Observer, Outcome, Plan, Resources, Settings, Snapshot}
 use sha2::{Digest, Sha256};
 
 use crate::args::EngineOptions;
-use crate::device::{OnBackend, Opened};
+use crate::device::{HeadUse, OnBackend, Opened};
 use crate::exit::{Verdict, verdict_of};
 use crate::progress::{Progress, Unit};
 use crate::report::Report;
@@ -68,7 +68,8 @@ impl Run<'_> {
     pub(crate) fn score(&self, report: &Report) -> anyhow::Result<Scored> {
         let pool = machine::pool(self.engine.threads)?;
         let ranks = self.engine.tp;
-        let resources = self.device.resources(self.memory, ranks, self.source.inventory())?;
+        let resources =
+            self.device.resources(self.memory, ranks, self.source.inventory(), HeadUse::Blocks)?;
         pool.install(|| self.device.on(ranks, Task { run: self, resources, report }))
     }
 

@@ -36,5 +36,6 @@ pub use observer::Observer;
 pub use plan::{PLENTY_TOKENS, Plan, Pool, TooSmall, plan};
 pub use run::{Outcome, Replanned, Resources, Run};
 pub use schedule::{HiddenPlace, Schedule};
+pub use score::HEAD_ROWS;
 pub use snapshot::Snapshot;
 pub use treatment::Acts;

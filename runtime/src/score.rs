@@ -9,6 +9,9 @@ use crate::weights::LinearWeights;
 /// Bytes of logits that are looked at together; changes nothing but memory.
 const LOGITS_BYTES: usize = 128 << 20;
 
+/// Rows of the head that are looked at together, at most.
+pub const HEAD_ROWS: usize = 32 * VOCABULARY_TILE;
+
 /// `-ln p(target)` of each row of normed hidden states, softmax over the first `vocabulary` rows of the head.
 ///
 /// Partial sums of 128 logits are folded in vocabulary order, in f64.
@@ -23,7 +26,7 @@ pub(crate) fn score<B: Backend>(
     let operand = backend.prepare(hidden, &head.input, context.compute, context.windows)?;
     let targets: Vec<Option<u32>> = targets.iter().map(|target| Some(*target)).collect();
     let block = (LOGITS_BYTES / 4 / targets.len().max(1)) / VOCABULARY_TILE * VOCABULARY_TILE;
-    let block = block.clamp(VOCABULARY_TILE, 32 * VOCABULARY_TILE);
+    let block = block.clamp(VOCABULARY_TILE, HEAD_ROWS);
     let mut folds = vec![Fold::default(); targets.len()];
     for start in (0..vocabulary).step_by(block) {
         let rows = start..vocabulary.min(start + block);
