@@ -122,7 +122,7 @@ pub enum KernelError {
     },
     /// A device has no memory left.
     #[error(
-        "{device} has no room for {wanted} more bytes; give it less at a time with --memory, or take --device cpu"
+        "{device} has no room for {wanted} more bytes; give it less at a time (`ctq eval --memory`), or take --device cpu"
     )]
     OutOfMemory {
         /// Which.

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::Compute;
 use crate::backend::{AttentionShape, Backend, KernelError, Pieces, Treatment};
+use crate::random::Random;
 
 /// One measured operation.
 #[derive(Clone, Debug, Serialize)]
@@ -143,12 +144,7 @@ fn time<B: Backend>(
 
 /// Random data, for a device's clock depends on the bits that change: zeros would flatter it.
 fn noise(count: usize) -> Vec<f32> {
-    let mut state = 1_u64;
-    let mut number = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / 8_388_608.0 - 1.0
-    };
-    (0..count).map(|_| number()).collect()
+    Random::new(1).floats(count)
 }
 
 /// A matrix of a scheme, its tiles random bits.
@@ -192,14 +188,8 @@ fn matrix(scheme: &str, n: usize, k: usize) -> TiledMatrix {
 }
 
 fn random_bytes(count: usize) -> Vec<u8> {
-    let mut state = 88_172_645_463_325_252_u64;
-    let mut bytes = Vec::with_capacity(count + 8);
-    while bytes.len() < count {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
+    let mut random = Random::new(2);
+    let mut bytes: Vec<u8> = (0..count.div_ceil(4)).flat_map(|_| random.next().to_le_bytes()).collect();
     bytes.truncate(count);
     bytes
 }

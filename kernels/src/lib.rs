@@ -13,6 +13,7 @@ pub mod cpu;
 pub mod cuda;
 mod exact_product;
 mod numerics;
+mod random;
 mod rotation;
 mod route;
 mod sharded;

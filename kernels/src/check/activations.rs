@@ -3,10 +3,10 @@
 use ctq_model::matrix::Code;
 use ctq_model::scheme::{Activation, ActivationScale, ActivationSharing};
 
-use super::random::Random;
 use super::rows::windows;
 use super::{Bound, Case, Findings, Size};
 use crate::backend::{Backend, KernelError, Quantizer};
+use crate::random::Random;
 
 /// How an activation is quantized.
 #[derive(Clone, Copy, Debug)]

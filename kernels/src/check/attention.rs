@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use super::random::Random;
 use super::rows::windows;
 use super::{Bound, Case, Findings, Size};
 use crate::Compute;
 use crate::backend::{AttentionShape, Backend, KernelError};
+use crate::random::Random;
 
 /// Same tiles and rounding points, another order of sums: what differs is which way a probability rounds.
 const BF16: Bound = Bound::Relative(2e-3);

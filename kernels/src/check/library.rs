@@ -1,9 +1,9 @@
 //! What a device's library for dense products does with shapes, found out rather than judged: whether an output's bits
 //! depend on how many rows of the matrix or of the input go together.
 
-use super::random::Random;
 use crate::KernelError;
 use crate::cuda::{Cuda, DenseProduct, Device};
+use crate::random::Random;
 
 /// Something found out about a device that is neither right nor wrong.
 #[derive(Clone, Debug)]

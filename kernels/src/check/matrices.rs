@@ -4,7 +4,30 @@ use ctq_container::{Bytes, ScaleTable, TiledMatrix, Tiling};
 use ctq_model::DType;
 use ctq_model::matrix::{Code, Formula, Sharing};
 
-use super::random::Random;
+use crate::random::Random;
+
+/// What scales are stored as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Number {
+    Bf16,
+    F16,
+    F32,
+    E4m3,
+    /// A power of two, as MX has it.
+    Exponent,
+}
+
+impl Number {
+    const fn dtype(self) -> DType {
+        match self {
+            Number::Bf16 => DType::BF16,
+            Number::F16 => DType::F16,
+            Number::F32 => DType::F32,
+            Number::E4m3 => DType::F8E4M3,
+            Number::Exponent => DType::U8,
+        }
+    }
+}
 
 /// How a matrix is quantized.
 #[derive(Clone, Copy, Debug)]
@@ -12,8 +35,8 @@ pub(super) struct Scheme {
     pub(super) name: &'static str,
     pub(super) code: Code,
     pub(super) formula: Formula,
-    /// Dtype and sharing of the scales; `None`: dense.
-    pub(super) scales: Option<(DType, Sharing)>,
+    /// Numbers and sharing of the scales; `None`: dense.
+    pub(super) scales: Option<(Number, Sharing)>,
     pub(super) zeros: Zeros,
     pub(super) columns: Columns,
 }
@@ -36,17 +59,17 @@ const fn scheme(
     name: &'static str,
     code: Code,
     formula: Formula,
-    scales: Option<(DType, Sharing)>,
+    scales: Option<(Number, Sharing)>,
 ) -> Scheme {
     Scheme { name, code, formula, scales, zeros: Zeros::None, columns: Columns::InOrder }
 }
 
-const fn int(name: &'static str, bits: u8, dtype: DType, sharing: Sharing) -> Scheme {
-    scheme(name, Code::Int { bits }, Formula::Affine, Some((dtype, sharing)))
+const fn int(name: &'static str, bits: u8, number: Number, sharing: Sharing) -> Scheme {
+    scheme(name, Code::Int { bits }, Formula::Affine, Some((number, sharing)))
 }
 
-const fn fp8(name: &'static str, dtype: DType, sharing: Sharing) -> Scheme {
-    scheme(name, Code::E4m3, Formula::Affine, Some((dtype, sharing)))
+const fn fp8(name: &'static str, number: Number, sharing: Sharing) -> Scheme {
+    scheme(name, Code::E4m3, Formula::Affine, Some((number, sharing)))
 }
 
 const G32: Sharing = Sharing::Group { size: 32 };
@@ -54,20 +77,20 @@ const G128: Sharing = Sharing::Group { size: 128 };
 
 /// Every kind of code, scale dtype, sharing and zero point; widths of groups that fit tiles and one that does not.
 pub(super) const SCHEMES: &[Scheme] = &[
-    int("int4 g128", 4, DType::BF16, G128),
-    Scheme { zeros: Zeros::Stored, ..int("int4 g32 asymmetric", 4, DType::F16, G32) },
-    Scheme { columns: Columns::Permuted, ..int("int4 g32 act-order", 4, DType::BF16, G32) },
-    int("int4 g40", 4, DType::F32, Sharing::Group { size: 40 }),
-    int("int3 channel", 3, DType::BF16, Sharing::Channel),
-    int("int8 channel", 8, DType::F32, Sharing::Channel),
-    Scheme { zeros: Zeros::Stored, ..int("int8 tensor asymmetric", 8, DType::BF16, Sharing::Tensor) },
-    int("int5 g32", 5, DType::F16, G32),
-    fp8("fp8 channel", DType::BF16, Sharing::Channel),
-    fp8("fp8 tensor", DType::F32, Sharing::Tensor),
-    fp8("fp8 block", DType::F32, Sharing::Block { rows: 128, columns: 128 }),
-    scheme("nvfp4", Code::E2m1, Formula::Nvfp4, Some((DType::F8E4M3, Sharing::Group { size: 16 }))),
-    scheme("mxfp4", Code::E2m1, Formula::Mx, Some((DType::U8, G32))),
-    scheme("mxfp8", Code::E4m3, Formula::Mx, Some((DType::U8, G32))),
+    int("int4 g128", 4, Number::Bf16, G128),
+    Scheme { zeros: Zeros::Stored, ..int("int4 g32 asymmetric", 4, Number::F16, G32) },
+    Scheme { columns: Columns::Permuted, ..int("int4 g32 act-order", 4, Number::Bf16, G32) },
+    int("int4 g40", 4, Number::F32, Sharing::Group { size: 40 }),
+    int("int3 channel", 3, Number::Bf16, Sharing::Channel),
+    int("int8 channel", 8, Number::F32, Sharing::Channel),
+    Scheme { zeros: Zeros::Stored, ..int("int8 tensor asymmetric", 8, Number::Bf16, Sharing::Tensor) },
+    int("int5 g32", 5, Number::F16, G32),
+    fp8("fp8 channel", Number::Bf16, Sharing::Channel),
+    fp8("fp8 tensor", Number::F32, Sharing::Tensor),
+    fp8("fp8 block", Number::F32, Sharing::Block { rows: 128, columns: 128 }),
+    scheme("nvfp4", Code::E2m1, Formula::Nvfp4, Some((Number::E4m3, Sharing::Group { size: 16 }))),
+    scheme("mxfp4", Code::E2m1, Formula::Mx, Some((Number::Exponent, G32))),
+    scheme("mxfp8", Code::E4m3, Formula::Mx, Some((Number::Exponent, G32))),
     scheme("bf16", Code::Bf16, Formula::Dense, None),
     scheme("f16", Code::F16, Formula::Dense, None),
     scheme("f32", Code::F32, Formula::Dense, None),
@@ -82,9 +105,10 @@ impl Scheme {
     /// A random matrix.
     pub(super) fn matrix(self, n: usize, k: usize, random: &mut Random) -> TiledMatrix {
         let codes: Vec<u8> = (0..n * k).flat_map(|_| self.code(random)).collect();
-        let scales = self.scales.map(|(dtype, sharing)| {
+        let scales = self.scales.map(|(number, sharing)| {
+            let dtype = number.dtype();
             let (rows, columns) = sharing.shape(n, k);
-            let stored: Vec<u8> = (0..rows * columns).flat_map(|_| scale(dtype, random)).collect();
+            let stored: Vec<u8> = (0..rows * columns).flat_map(|_| scale(number, random)).collect();
             ScaleTable {
                 dtype,
                 sharing,
@@ -135,24 +159,13 @@ impl Scheme {
 }
 
 /// One positive scale, the size that makes weights of about 1.
-fn scale(dtype: DType, random: &mut Random) -> Vec<u8> {
+fn scale(number: Number, random: &mut Random) -> Vec<u8> {
     let value = 0.01 + 0.02 * random.float().abs();
-    match dtype {
-        DType::BF16 => half::bf16::from_f32(value).to_le_bytes().to_vec(),
-        DType::F16 => half::f16::from_f32(value).to_le_bytes().to_vec(),
-        DType::F8E4M3 => vec![8 + random.below(110) as u8],
-        DType::U8 => vec![118 + random.below(10) as u8],
-        DType::F32 => value.to_le_bytes().to_vec(),
-        DType::Bool
-        | DType::I8
-        | DType::U16
-        | DType::I16
-        | DType::U32
-        | DType::I32
-        | DType::U64
-        | DType::I64
-        | DType::F8E5M2
-        | DType::F8E8M0
-        | DType::F64 => unreachable!("no scheme of the list has scales of {dtype}"),
+    match number {
+        Number::Bf16 => half::bf16::from_f32(value).to_le_bytes().to_vec(),
+        Number::F16 => half::f16::from_f32(value).to_le_bytes().to_vec(),
+        Number::F32 => value.to_le_bytes().to_vec(),
+        Number::E4m3 => vec![8 + random.below(110) as u8],
+        Number::Exponent => vec![118 + random.below(10) as u8],
     }
 }

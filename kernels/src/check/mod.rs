@@ -12,7 +12,6 @@ mod attention;
 mod library;
 mod matrices;
 mod products;
-mod random;
 mod rows;
 
 pub use self::library::{Observation, observe_library};

@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use super::activations::Kind;
 use super::matrices::{SCHEMES, Scheme};
-use super::random::Random;
 use super::rows::windows;
 use super::{Bound, Case, Findings, Size};
 use crate::Compute;
 use crate::backend::{Backend, KernelError, Pieces, Treatment};
+use crate::random::Random;
 
 /// Exact products, f32 sums in another order.
 const BF16: Bound = Bound::Relative(5e-5);

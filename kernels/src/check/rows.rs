@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use ctq_model::rope::{Rope, RopeScaling};
 
-use super::random::Random;
 use super::{Bound, Case, Findings, Size};
 use crate::Rotation;
 use crate::backend::{Backend, KernelError};
+use crate::random::Random;
 use crate::route::Renormalize;
 
 /// What is done with the rows.
