@@ -172,8 +172,8 @@ impl<D: Device> Backend for Cuda<D> {
         head: &Self::Matrix,
         vocabulary: Range<usize>,
         targets: &[Option<u32>],
-        compute: Compute,
+        _compute: Compute,
     ) -> Result<HeadTiles, KernelError> {
-        head::head(self, x, head, vocabulary, targets, compute)
+        head::head(self, x, head, vocabulary, targets)
     }
 }

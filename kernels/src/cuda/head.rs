@@ -6,13 +6,13 @@ use std::ops::Range;
 
 use ctq_container::TILE;
 
+use crate::KernelError;
 use crate::backend::{HeadTiles, VOCABULARY_TILE};
 use crate::cuda::Cuda;
 use crate::cuda::buffer::{CudaOperand, download_floats, upload_integers};
 use crate::cuda::device::{Address, Arguments, Device, Queue};
 use crate::cuda::linear::{FusedProduct, Input, Output, fused_product, product, takes_library};
 use crate::cuda::matrix::{CudaMatrix, MatrixArgs};
-use crate::{Compute, KernelError};
 
 /// Tokens that one block covers: `PRODUCT_TOKENS` and `STAGED_TOKENS`.
 const PRODUCT_TOKENS: usize = 128;
@@ -92,14 +92,14 @@ struct Partials<M> {
     tiles: usize,
 }
 
-/// Partial log-sum-exps over rows `vocabulary` of `head`, counted from its own first row, as `targets` are.
+/// Partial log-sum-exps over rows `vocabulary` of `head`, counted from its own first row, as `targets` are. The compute
+/// mode has become the operand's kind already.
 pub(crate) fn head<D: Device>(
     cuda: &Cuda<D>,
     x: &CudaOperand<D::Memory>,
     head: &CudaMatrix<D::Memory>,
     vocabulary: Range<usize>,
     targets: &[Option<u32>],
-    _compute: Compute,
 ) -> Result<HeadTiles, KernelError> {
     let device = cuda.device();
     let input = Input::new(device, x, head)?;

@@ -4,6 +4,7 @@
 use ctq_model::matrix::Code;
 
 use super::*;
+use crate::Compute;
 use crate::backend::Treatment;
 use crate::cpu::{self, CpuBuffer, CpuMatrix, CpuOperand, Isa};
 use crate::cuda::elementwise::samples::devices;
@@ -49,7 +50,7 @@ fn on_the_device(
 ) -> HeadTiles {
     let device = cuda.device();
     let matrix = CudaMatrix::upload(device, &tiled(N, K, scheme, 11), held).expect("a matrix");
-    head(cuda, &operand(device, x, compute), &matrix, part, &targets(x.rows()), compute).expect("partials")
+    head(cuda, &operand(device, x, compute), &matrix, part, &targets(x.rows())).expect("partials")
 }
 
 fn same(found: &HeadTiles, expected: &HeadTiles, what: &str) {
