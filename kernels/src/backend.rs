@@ -140,6 +140,12 @@ pub enum KernelError {
         /// What failed.
         what: String,
     },
+    /// Another rank that shares the model is lost, or has given up.
+    #[error("{what}")]
+    Lost {
+        /// Which, why, and what to do.
+        what: String,
+    },
 }
 
 /// A device that multiplies packed weights with activations.

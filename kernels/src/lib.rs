@@ -9,6 +9,7 @@
 mod backend;
 pub mod bench;
 pub mod check;
+pub mod collective;
 pub mod cpu;
 pub mod cuda;
 mod exact_product;

@@ -1,0 +1,134 @@
+//! Ranks that are threads of one process.
+
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::{Collective, Peers};
+use crate::backend::{Backend, KernelError};
+
+/// A place where threads hand each other values: each brings one, and all get all.
+pub struct Meeting<T> {
+    state: Mutex<State<T>>,
+    changed: Condvar,
+}
+
+struct State<T> {
+    /// What each rank has brought to this round.
+    brought: Vec<Option<T>>,
+    /// Ranks that have seen all of this round.
+    seen: usize,
+    /// Why nobody meets any more.
+    given_up: Option<String>,
+}
+
+impl<T> fmt::Debug for Meeting<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Meeting").finish_non_exhaustive()
+    }
+}
+
+impl<T: Clone> Meeting<T> {
+    /// A meeting of `ranks` threads.
+    pub fn of(ranks: usize) -> Meeting<T> {
+        let brought = std::iter::repeat_with(|| None).take(ranks).collect();
+        Meeting { state: Mutex::new(State { brought, seen: 0, given_up: None }), changed: Condvar::new() }
+    }
+
+    /// Brings `value` as rank `rank`; returns when all have come, with what each has brought.
+    ///
+    /// # Errors
+    /// [`KernelError::Lost`] where one has given up.
+    pub fn meet(&self, rank: usize, value: T) -> Result<Vec<T>, KernelError> {
+        // The round before goes on until the last rank has seen it.
+        let mut state = self.wait_while(self.lock(), |state| state.brought[rank].is_some())?;
+        state.brought[rank] = Some(value);
+        self.changed.notify_all();
+        let mut state = self.wait_while(state, |state| state.brought.iter().any(Option::is_none))?;
+        let all = state.brought.iter().flatten().cloned().collect();
+        state.seen += 1;
+        if state.seen == state.brought.len() {
+            state.seen = 0;
+            state.brought.iter_mut().for_each(|brought| *brought = None);
+            self.changed.notify_all();
+        }
+        Ok(all)
+    }
+
+    /// Ends all meetings, now and later.
+    pub fn give_up(&self, reason: &str) {
+        let mut state = self.lock();
+        state.given_up.get_or_insert_with(|| reason.to_owned());
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_while<'a>(
+        &self,
+        state: MutexGuard<'a, State<T>>,
+        goes_on: impl Fn(&State<T>) -> bool,
+    ) -> Result<MutexGuard<'a, State<T>>, KernelError> {
+        let waiting = |state: &mut State<T>| state.given_up.is_none() && goes_on(state);
+        let state = self.changed.wait_while(state, waiting).unwrap_or_else(PoisonError::into_inner);
+        match &state.given_up {
+            Some(reason) => Err(KernelError::Lost { what: reason.clone() }),
+            None => Ok(state),
+        }
+    }
+}
+
+/// One of several ranks in one process whose backends read one another's buffers: on the CPU, or on one device.
+pub struct InProcess<B: Backend> {
+    rank: usize,
+    meetings: Arc<Meetings<B>>,
+}
+
+struct Meetings<B: Backend> {
+    ranks: usize,
+    bytes: Meeting<Arc<Vec<Vec<u8>>>>,
+    buffers: Meeting<Arc<B::Buffer>>,
+}
+
+impl<B: Backend> fmt::Debug for InProcess<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InProcess").field("rank", &self.rank).finish_non_exhaustive()
+    }
+}
+
+impl<B: Backend> InProcess<B> {
+    /// All of `ranks` ranks, in order.
+    pub fn team(ranks: usize) -> Vec<InProcess<B>> {
+        let (bytes, buffers) = (Meeting::of(ranks), Meeting::of(ranks));
+        let meetings = Arc::new(Meetings { ranks, bytes, buffers });
+        (0..ranks).map(|rank| InProcess { rank, meetings: Arc::clone(&meetings) }).collect()
+    }
+}
+
+impl<B: Backend> Peers for InProcess<B> {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn ranks(&self) -> usize {
+        self.meetings.ranks
+    }
+
+    fn exchange(&self, parts: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, KernelError> {
+        let all = self.meetings.bytes.meet(self.rank, Arc::new(parts))?;
+        Ok(all.iter().map(|parts| parts[self.rank].clone()).collect())
+    }
+
+    fn abort(&self, reason: &str) {
+        self.meetings.bytes.give_up(reason);
+        self.meetings.buffers.give_up(reason);
+    }
+}
+
+impl<B: Backend> Collective<B> for InProcess<B> {
+    fn all_gather(&self, backend: &B, part: B::Buffer, _widths: &[usize]) -> Result<B::Buffer, KernelError> {
+        let parts = self.meetings.buffers.meet(self.rank, Arc::new(part))?;
+        backend.concatenate(&parts.iter().map(AsRef::as_ref).collect::<Vec<_>>())
+    }
+}
