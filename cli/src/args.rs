@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ctq_eval::shard::Shard;
 
 /// Exact perplexity of quantized checkpoints, weights kept packed.
 ///
@@ -52,6 +53,8 @@ pub(crate) enum Command {
     Inspect(InspectOptions),
     /// Score checkpoints or containers: perplexity by a named protocol.
     Eval(EvalOptions),
+    /// Join the parts that `eval --shard` has written into the result of one run.
+    Merge(MergeOptions),
     /// Hold the runtime against an independent reference, layer by layer, and the container against its source.
     Verify(VerifyOptions),
     /// Write full-vocabulary logits for given token ids.
@@ -60,7 +63,7 @@ pub(crate) enum Command {
     Demo(DemoOptions),
     /// Say what this machine has to compute with, what ctq takes of it, and what would help it to more.
     Doctor(DoctorOptions),
-    /// Measure how fast a device multiplies and attends, on the shapes of a Llama 8B.
+    /// Measure how fast a device multiplies and attends, on the shapes of a Llama 8B; or what ranks hand one another.
     Bench(BenchOptions),
 }
 
@@ -120,9 +123,10 @@ pub(crate) struct EngineOptions {
     /// Precision of operands; auto: bf16 when every decompressed weight is bf16, else f32.
     #[arg(long, value_enum, default_value_t = ComputeChoice::Auto)]
     pub(crate) compute: ComputeChoice,
-    /// Ranks that share every linear by output rows. The scores do not change.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = ranks)]
-    pub(crate) tp: usize,
+    /// Ranks that share every linear by output rows, each on a device of its own where there are as many. The scores do
+    /// not change.
+    #[arg(long, value_name = "N", value_parser = ranks)]
+    pub(crate) tp: Option<usize>,
     /// Threads [default: the cores available]. The scores do not change.
     #[arg(long, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<usize>,
@@ -139,6 +143,41 @@ pub(crate) enum DeviceChoice {
     Cuda,
     /// The GPU of this number.
     CudaAt(usize),
+}
+
+/// Where the options of several processes stand in the help of a command.
+const PROCESSES: &str = "Several processes";
+
+/// Several processes, started by a launcher.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct LaunchOptions {
+    /// What has started several processes of this command, one a device: torchrun, srun or mpirun, by the variables that
+    /// they set; none: each process stands alone.
+    #[arg(long, value_enum, default_value_t = LauncherChoice::Auto, help_heading = PROCESSES)]
+    pub(crate) launcher: LauncherChoice,
+    /// Seconds that processes wait for one another at the beginning.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60.0, value_parser = seconds, help_heading = PROCESSES)]
+    pub(crate) wait: f64,
+}
+
+impl Default for LaunchOptions {
+    fn default() -> LaunchOptions {
+        LaunchOptions { launcher: LauncherChoice::None, wait: 60.0 }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LauncherChoice {
+    /// Whichever has left its variables.
+    Auto,
+    /// Nothing.
+    None,
+    /// torchrun, or whoever sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+    Torchrun,
+    /// srun.
+    Slurm,
+    /// mpirun of Open MPI, MPICH or Intel MPI.
+    Mpi,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -172,7 +211,11 @@ pub(crate) struct EvalOptions {
     pub(crate) acts: ActsChoice,
     #[command(flatten)]
     pub(crate) engine: EngineOptions,
-    /// Memory that may be taken, such as 8G or 512M: on the CPU for hidden states [default: half of what is free], on a
+    /// Stages that share the layers, each with `--tp` ranks; several groups of windows are under way at a time. The scores
+    /// do not change. Without --tp and --pp all GPUs are used, as suits the model.
+    #[arg(long, value_name = "N", value_parser = ranks)]
+    pub(crate) pp: Option<usize>,
+    /// Memory that may be taken, such as 8G or 512M: on the CPU for hidden states [default: half of what is free], of each
     /// GPU for everything [default: what is free]. The scores do not change.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) memory: Option<u64>,
@@ -182,11 +225,43 @@ pub(crate) struct EvalOptions {
     /// Write each position's nll with its window and position (safetensors). A second record gets its own file.
     #[arg(long, value_name = "FILE")]
     pub(crate) nll: Option<PathBuf>,
+    /// Score only the windows of one of N equal parts, counted from 1, and write them to the file of --json:
+    /// `ctq merge` joins all parts into the result of one run. Parts are independent of one another, as the tasks of a
+    /// job array are.
+    #[arg(long, value_name = "I/N", value_parser = shard)]
+    pub(crate) shard: Option<Shard>,
+    /// Score nothing: print which windows, layers and rows would go to which device, what that takes, what crosses between
+    /// devices, and how large a model could be. With --json also to a file.
+    #[arg(long, conflicts_with = "shard")]
+    pub(crate) dry_run: bool,
     /// Keep the hidden states on disk at most this often, so that a killed run loses little.
     #[arg(long, value_name = "SECONDS", default_value_t = 300.0, value_parser = seconds)]
     pub(crate) save_every: f64,
     #[command(flatten)]
+    pub(crate) launch: LaunchOptions,
+    #[command(flatten)]
     pub(crate) model: ModelOptions,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The result has the bits of one run. Its time is the sum of all parts, its tokens per second are \
+                        those of one part at work, its memory is that of the part that took most.\n\n\
+                        Example:\n  \
+                        ctq eval model/ --shard 1/2 --json part-1.json      here\n  \
+                        ctq eval model/ --shard 2/2 --json part-2.json      on another machine\n  \
+                        ctq merge part-1.json part-2.json --json result.json"
+)]
+pub(crate) struct MergeOptions {
+    /// All part files of one evaluation, in any order.
+    #[arg(value_name = "PART", required = true)]
+    pub(crate) parts: Vec<PathBuf>,
+    /// Write the results to a file as a list of records.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Write each position's nll with its window and position (safetensors). A second record gets its own file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) nll: Option<PathBuf>,
 }
 
 /// What is asked: text, windows, scored positions.
@@ -315,9 +390,20 @@ pub(crate) struct BenchOptions {
     /// What is measured: cpu, cuda, cuda:1 or auto.
     #[arg(long, value_name = "DEVICE", env = "CTQ_DEVICE", hide_env_values = true, default_value = "auto", value_parser = device)]
     pub(crate) device: DeviceChoice,
-    /// Rows of activations: tokens that a layer sees at once.
-    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = bench_rows)]
-    pub(crate) rows: usize,
+    /// Measure instead what ranks that share a model hand one another: columns of activations, log-sum-exps, embeddings,
+    /// and hidden states from one stage to the next.
+    #[arg(long)]
+    pub(crate) collective: bool,
+    /// Ranks that do so, in this process [default: as many as there are GPUs, at least 2].
+    #[arg(long, value_name = "N", value_parser = several_ranks, requires = "collective")]
+    pub(crate) tp: Option<usize>,
+    /// Rows of activations: tokens that a layer sees at once [default: 8192; with --collective 1, 256 and 2048, one after
+    /// the other].
+    #[arg(long, value_name = "N", value_parser = bench_rows)]
+    pub(crate) rows: Option<usize>,
+    /// Rounds of each measurement, of which the median counts.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = positive)]
+    pub(crate) rounds: usize,
     /// Write the measurements to a file (JSON).
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
@@ -338,6 +424,11 @@ fn device(text: &str) -> Result<DeviceChoice, String> {
     })
 }
 
+fn shard(text: &str) -> Result<Shard, String> {
+    text.parse()
+        .map_err(|_| "expected I/N with I from 1 to N, such as 2/8 for the second of eight parts".to_owned())
+}
+
 fn positive(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) | Err(_) => Err("expected a whole number of at least 1".to_owned()),
@@ -355,6 +446,12 @@ fn at_most(text: &str, most: usize) -> Result<usize, String> {
 /// More than any machine has; what they take is reserved when they start.
 fn threads(text: &str) -> Result<usize, String> {
     at_most(text, 1024)
+}
+
+/// One alone has nobody to hand things to.
+fn several_ranks(text: &str) -> Result<usize, String> {
+    let several = ranks(text).ok().filter(|ranks| *ranks > 1);
+    several.ok_or_else(|| "expected a whole number from 2 to 64".to_owned())
 }
 
 /// Each takes the activations once more.
@@ -414,6 +511,14 @@ mod tests {
     }
 
     #[test]
+    fn shards_are_counted_from_1() {
+        assert_eq!(shard("2/8").map(|shard| (shard.part(), shard.of())), Ok((2, 8)));
+        for wrong in ["0/8", "9/8", "8", "", "/"] {
+            assert!(shard(wrong).is_err_and(|told| told.contains("I from 1 to N")), "{wrong}");
+        }
+    }
+
+    #[test]
     fn counts_that_no_machine_has_are_refused() {
         assert_eq!((threads("16"), ranks("64"), bench_rows("131072")), (Ok(16), Ok(64), Ok(131_072)));
         for wrong in ["0", "-1", "x", "18446744073709551615", "99999999999999999999"] {
@@ -422,6 +527,14 @@ mod tests {
             }
         }
         assert_eq!(ranks("65").expect_err("too many"), "expected a whole number from 1 to 64");
+    }
+
+    #[test]
+    fn one_rank_hands_nothing_over() {
+        assert_eq!((several_ranks("2"), several_ranks("64")), (Ok(2), Ok(64)));
+        for wrong in ["0", "1", "65", "x"] {
+            assert!(several_ranks(wrong).is_err_and(|told| told.contains("from 2 to 64")), "{wrong}");
+        }
     }
 
     #[test]

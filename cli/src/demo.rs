@@ -13,12 +13,13 @@ use ctq_eval::statistics::paired;
 use ctq_model::{Checkpoint, Inventory};
 
 use crate::args::{
-    ActsChoice, ComputeChoice, DemoOptions, DeviceChoice, EngineOptions, EvalOptions, ModelOptions,
-    ProtocolOptions,
+    ActsChoice, ComputeChoice, DemoOptions, DeviceChoice, EngineOptions, EvalOptions, LaunchOptions,
+    ModelOptions, ProtocolOptions,
 };
 use crate::device::Opened;
 use crate::eval::{Evaluated, Question, evaluate};
 use crate::exit::Verdict;
+use crate::party::Party;
 use crate::report::{self, Report};
 use crate::score::ResumeState;
 use crate::{interrupt, machine, verify};
@@ -76,7 +77,8 @@ pub(crate) fn run(options: &DemoOptions, report: &Report) -> anyhow::Result<Verd
         let container = keep.join(bundled.name);
         convert(&source, &container, options)?;
         let passed = verify::verify_path(&container, &source, report)?.passed;
-        let (evaluated, outcome) = evaluate(&container, &question, &evaluation, &Opened::cpu(), 0, report);
+        let (evaluated, outcome) =
+            evaluate(&container, &question, &evaluation, (&Opened::cpu(), &Party::Alone), 0, report);
         if outcome == Verdict::Unfinished {
             return Ok(outcome);
         }
@@ -107,13 +109,17 @@ fn evaluation(text: PathBuf, options: &DemoOptions) -> EvalOptions {
         engine: EngineOptions {
             device: DeviceChoice::Cpu,
             compute: ComputeChoice::Auto,
-            tp: 1,
+            tp: None,
             threads: options.threads,
         },
+        pp: None,
         memory: None,
         json: None,
         nll: None,
+        shard: None,
+        dry_run: false,
         save_every: 300.0,
+        launch: LaunchOptions::default(),
         model: ModelOptions::default(),
     }
 }

@@ -1,13 +1,18 @@
-//! Which device computes: what was asked for held against what the machine has. Never silently the slow one.
+//! Which devices compute: what was asked for held against what the machine has. Never silently the slow one.
+
+use std::num::NonZero;
 
 use anyhow::bail;
+use ctq_cluster::{Group, OverHost};
+use ctq_kernels::collective::{Collective, InProcess, PeerCopies, Peers, Rank};
 use ctq_kernels::cpu::Cpu;
 use ctq_kernels::cuda::driver::{CudaDevice, Machine, WhyNot, probe};
 use ctq_kernels::cuda::{Cuda, scratch_bytes};
-use ctq_kernels::{Backend, BackendIdentity, Sharded};
+use ctq_kernels::{Backend, BackendIdentity, KernelError};
 use ctq_model::Inventory;
 use ctq_model::inventory::{Linear, LinearClass};
-use ctq_runtime::{HEAD_ROWS, Pool, Resources};
+use ctq_runtime::crew::Resources;
+use ctq_runtime::{HEAD_ROWS, Layout, Pool};
 
 use crate::args::DeviceChoice;
 use crate::report::Report;
@@ -22,12 +27,44 @@ pub(crate) trait OnBackend {
     fn run<B: Backend>(self, backend: &B) -> Self::Output;
 }
 
-/// A device that is ready to compute.
+/// Something to do on several seats, whichever backend computes.
+pub(crate) trait OnSeats {
+    /// What it gives.
+    type Output;
+
+    /// Does it on what `seats` hands out, which is made anew each time it is asked.
+    fn run<B: Backend + 'static>(self, seats: &dyn Seats<B>) -> Self::Output;
+}
+
+/// Hands out the ranks of a layout.
+pub(crate) trait Seats<B: Backend> {
+    /// All ranks of a layout in this process, in the order of its seats.
+    fn in_process(&self, layout: &Layout) -> Vec<Rank<B>>;
+
+    /// The rank of a process that shares a stage with the processes of `group`.
+    ///
+    /// # Errors
+    /// Where they cannot be reached.
+    fn one(&self, group: Group) -> Result<Rank<B>, KernelError>;
+}
+
+/// Devices that are ready to compute.
 pub(crate) enum Opened {
     /// The CPU.
     Cpu(Cpu),
-    /// A GPU.
-    Cuda(Box<Cuda<CudaDevice>>),
+    /// GPUs, at least one.
+    Cuda(Vec<Cuda<CudaDevice>>),
+}
+
+/// How many of a machine's devices are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// At most so many.
+    AtMost(usize),
+    /// All that can be used.
+    All,
+    /// The one for this process among those that share the machine.
+    OfProcess(usize),
 }
 
 /// How many rows of the head are looked at together.
@@ -37,6 +74,38 @@ pub(crate) enum HeadUse {
     Blocks,
     /// All: logits.
     Whole,
+}
+
+impl Seats<Cpu> for Cpu {
+    fn in_process(&self, layout: &Layout) -> Vec<Rank<Cpu>> {
+        let stages = (0..layout.replicas * layout.stages).flat_map(|_| InProcess::team(layout.ranks));
+        stages.map(|collective| Rank::new(*self, Box::new(collective))).collect()
+    }
+
+    fn one(&self, group: Group) -> Result<Rank<Cpu>, KernelError> {
+        Ok(match group.ranks() {
+            1 => Rank::alone(*self),
+            _ => Rank::new(*self, Box::new(OverHost::new(group))),
+        })
+    }
+}
+
+impl Seats<Cuda<CudaDevice>> for Vec<Cuda<CudaDevice>> {
+    fn in_process(&self, layout: &Layout) -> Vec<Rank<Cuda<CudaDevice>>> {
+        let backends: Vec<_> =
+            (0..layout.seats()).map(|seat| self[seat % self.len()].another_rank()).collect();
+        let teams = backends.chunks(layout.ranks).flat_map(|team| PeerCopies::team(team.len()));
+        let collectives: Vec<Box<dyn Collective<_>>> = teams.map(|one| Box::new(one) as _).collect();
+        backends.into_iter().zip(collectives).map(|(b, c)| Rank::new(b, c)).collect()
+    }
+
+    fn one(&self, group: Group) -> Result<Rank<Cuda<CudaDevice>>, KernelError> {
+        let backend = self[0].another_rank();
+        Ok(match group.ranks() {
+            1 => Rank::alone(backend),
+            _ => Rank::new(backend, Box::new(OverHost::new(group))),
+        })
+    }
 }
 
 impl Opened {
@@ -50,81 +119,144 @@ impl Opened {
     /// # Errors
     /// As [`choose`]; where the device fails.
     pub(crate) fn open(choice: DeviceChoice, memory: Option<u64>, report: &Report) -> anyhow::Result<Opened> {
-        let (machine, ordinal) = match choose(choice, report)? {
+        Opened::open_several(choice, Wanted::AtMost(1), memory, report)
+    }
+
+    /// As [`Opened::open`] for several GPUs; of each, at most `memory` bytes are taken.
+    ///
+    /// # Errors
+    /// As [`Opened::open`].
+    pub(crate) fn open_several(
+        choice: DeviceChoice,
+        wanted: Wanted,
+        memory: Option<u64>,
+        report: &Report,
+    ) -> anyhow::Result<Opened> {
+        let (machine, ordinals) = match choose(choice, report)? {
             Chosen::Cpu => return Ok(Opened::cpu()),
-            Chosen::Cuda { machine, ordinal } => (machine, ordinal),
+            Chosen::Cuda { machine, ordinals } => (machine, wanted.of(&ordinals)),
         };
-        let device = CudaDevice::open(&machine, ordinal, memory, cache::folder().ok().as_deref())?;
         report.detail("making the CUDA kernels ready; the first time takes a while");
-        device.load_kernels()?;
-        for note in device.take_notes() {
-            report.note(&note);
+        let cache = cache::folder().ok();
+        let mut devices = Vec::with_capacity(ordinals.len());
+        for ordinal in ordinals {
+            let device = CudaDevice::open(&machine, ordinal, memory, cache.as_deref())?;
+            device.load_kernels()?;
+            for note in device.take_notes() {
+                report.note(&note);
+            }
+            devices.push(Cuda::new(device));
         }
-        Ok(Opened::Cuda(Box::new(Cuda::new(device))))
+        Ok(Opened::Cuda(devices))
+    }
+
+    /// Devices.
+    pub(crate) fn count(&self) -> usize {
+        match self {
+            Opened::Cpu(_) => 1,
+            Opened::Cuda(devices) => devices.len(),
+        }
+    }
+
+    /// Names of the devices.
+    pub(crate) fn names(&self) -> Vec<String> {
+        match self {
+            Opened::Cpu(_) => vec!["cpu".to_owned()],
+            Opened::Cuda(devices) => devices.iter().map(|cuda| cuda.device().name().to_owned()).collect(),
+        }
     }
 
     /// Who computes.
     pub(crate) fn identity(&self) -> BackendIdentity {
         match self {
             Opened::Cpu(cpu) => cpu.identity(),
-            Opened::Cuda(cuda) => cuda.identity(),
+            Opened::Cuda(devices) => devices[0].identity(),
         }
     }
 
-    /// Runs a task, on several ranks that share the device where `ranks` is more than 1. Call it inside the thread pool
-    /// that should do the work.
-    pub(crate) fn on<T: OnBackend>(&self, ranks: usize, task: T) -> T::Output {
-        match (self, ranks) {
-            (Opened::Cpu(cpu), 1) => task.run(cpu),
-            (Opened::Cpu(cpu), _) => task.run(&Sharded::new(vec![*cpu; ranks])),
-            (Opened::Cuda(cuda), 1) => task.run(cuda.as_ref()),
-            (Opened::Cuda(cuda), _) => {
-                task.run(&Sharded::new((0..ranks).map(|_| cuda.another_rank()).collect()))
-            }
+    /// Runs a task on one device. Call it inside the thread pool that should do the work.
+    pub(crate) fn on<T: OnBackend>(&self, task: T) -> T::Output {
+        match self {
+            Opened::Cpu(cpu) => task.run(cpu),
+            Opened::Cuda(devices) => task.run(&devices[0]),
         }
     }
 
-    /// What a run may take: `memory` bytes where they are named, else half of what is free of the host's memory, and
-    /// nearly all that is free of a GPU's.
+    /// Runs a task on seats, which share the devices where there are more seats.
+    pub(crate) fn on_seats<T: OnSeats>(&self, task: T) -> T::Output {
+        match self {
+            Opened::Cpu(cpu) => task.run(cpu),
+            Opened::Cuda(devices) => task.run(devices),
+        }
+    }
+
+    /// What each of `seats` seats in this process may take: `memory` bytes of a device where they are named, else half of
+    /// what is free of the host's memory, and nearly all that is free of a GPU's; its share where several are on one
+    /// device. `neighbours`: processes that share this machine's memory, this one among them.
     ///
     /// # Errors
-    /// Where the device fails.
+    /// Where a device fails.
     pub(crate) fn resources(
         &self,
         memory: Option<u64>,
-        ranks: usize,
+        seats: usize,
+        neighbours: usize,
         inventory: &Inventory,
         head: HeadUse,
     ) -> anyhow::Result<Resources> {
-        let host = machine::available_memory().unwrap_or(4 << 30) / 2;
+        let host = machine::available_memory().unwrap_or(4 << 30) / 2 / neighbours as u64;
         Ok(match self {
-            Opened::Cpu(_) => Resources { pool: Pool::Shared(memory.unwrap_or(host)), scratch: 0, ranks },
-            Opened::Cuda(cuda) => {
-                let (free, _) = cuda.device().memory()?;
-                // Pools and modules take some that nobody counts.
-                let device = memory.unwrap_or(u64::MAX).min(free / 16 * 15);
+            Opened::Cpu(_) => {
+                let bytes = memory.unwrap_or(host) / seats as u64;
+                Resources { pool: Pool::Shared(bytes), scratch: 0 }
+            }
+            Opened::Cuda(devices) => {
+                let mut device = memory.unwrap_or(u64::MAX);
+                for cuda in devices {
+                    let (free, _) = cuda.device().memory()?;
+                    // Pools and modules take some that nobody counts.
+                    device = device.min(free / 16 * 15);
+                }
+                let device = device / seats.div_ceil(devices.len()) as u64;
                 let scratch = scratch_bytes(inventory.linears().filter_map(|linear| decoded(linear, head)));
-                Resources { pool: Pool::Separate { device, host }, scratch: scratch * ranks as u64, ranks }
+                Resources { pool: Pool::Separate { device, host: host / seats as u64 }, scratch }
             }
         })
     }
 }
 
-/// The device that computes.
+impl Wanted {
+    /// Those of the machine's devices that are wanted.
+    fn of(self, ordinals: &[usize]) -> Vec<usize> {
+        match self {
+            Wanted::AtMost(count) => ordinals.iter().copied().take(count.max(1)).collect(),
+            Wanted::All => ordinals.to_vec(),
+            Wanted::OfProcess(process) => vec![ordinals[process % ordinals.len()]],
+        }
+    }
+}
+
+/// Workers of each of `seats` seats: what was asked for, or there is, and never none.
+pub(crate) fn threads_of_seat(asked: Option<usize>, seats: usize) -> NonZero<usize> {
+    let threads = asked.unwrap_or_else(machine::threads).div_ceil(seats);
+    NonZero::new(threads).unwrap_or(NonZero::<usize>::MIN)
+}
+
+/// The devices that may compute.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Chosen {
     /// The CPU.
     Cpu,
-    /// A GPU, by its number, of a machine that was probed.
-    Cuda { machine: Box<Machine>, ordinal: usize },
+    /// GPUs, by their numbers, at least one, of a machine that was probed.
+    Cuda { machine: Box<Machine>, ordinals: Vec<usize> },
 }
 
 impl Chosen {
-    /// As `--device` names it.
+    /// As `--device` names the first.
     pub(crate) fn name(&self) -> String {
         match self {
             Chosen::Cpu => "cpu".to_owned(),
-            Chosen::Cuda { ordinal, .. } => format!("cuda:{ordinal}"),
+            Chosen::Cuda { ordinals, .. } => format!("cuda:{}", ordinals[0]),
         }
     }
 }
@@ -160,15 +292,20 @@ fn choose(choice: DeviceChoice, report: &Report) -> anyhow::Result<Chosen> {
 /// # Errors
 /// As [`choose`].
 pub(crate) fn decide(choice: DeviceChoice, probed: Result<Machine, WhyNot>) -> anyhow::Result<Chosen> {
-    let first = |machine: &Machine| machine.usable().first().copied().unwrap_or_default();
     match (choice, probed) {
         (DeviceChoice::Cpu, _) => Ok(Chosen::Cpu),
         (DeviceChoice::Auto, Err(why)) if !why.gpu_is_there() => Ok(Chosen::Cpu),
         (DeviceChoice::Auto | DeviceChoice::Cuda, Ok(machine)) => {
-            Ok(Chosen::Cuda { ordinal: first(&machine), machine: Box::new(machine) })
+            let ordinals = machine.usable();
+            if ordinals.is_empty() {
+                bail!(
+                    "no GPU of this machine can be used; `ctq doctor` says why; or take the CPU with --device cpu"
+                );
+            }
+            Ok(Chosen::Cuda { ordinals, machine: Box::new(machine) })
         }
         (DeviceChoice::CudaAt(ordinal), Ok(machine)) => match machine.device(ordinal) {
-            Ok(_) => Ok(Chosen::Cuda { ordinal, machine: Box::new(machine) }),
+            Ok(_) => Ok(Chosen::Cuda { ordinals: vec![ordinal], machine: Box::new(machine) }),
             Err(why) => bail!("{why}"),
         },
         (DeviceChoice::Auto | DeviceChoice::Cuda | DeviceChoice::CudaAt(_), Err(why)) => {

@@ -1,5 +1,7 @@
 //! `ctq eval`: text to windows to numbers, for one model or several.
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -13,15 +15,16 @@ use ctq_eval::tokens::{TokenStream, Tokenizer};
 use ctq_kernels::{Compute, NUMERICS_REVISION};
 use ctq_model::inventory::Inventory;
 use ctq_model::window::Window;
-use ctq_runtime::{Acts, Settings};
+use ctq_runtime::{Acts, Settings, Wish};
 
 use crate::args::{ActsChoice, ComputeChoice, EvalOptions, ProtocolOptions};
-use crate::device::Opened;
+use crate::device::{Opened, Wanted};
 use crate::exit::{Verdict, verdict_of};
 use crate::open::{Model, warn_of_unused};
+use crate::party::{Facts, Party};
 use crate::report::{self, Report};
 use crate::score::{ResumeState, Run};
-use crate::{interrupt, machine};
+use crate::{interrupt, machine, part};
 
 pub(crate) fn run(options: &EvalOptions, report: &Report) -> anyhow::Result<Verdict> {
     if options.protocol.preset == "help" {
@@ -34,32 +37,76 @@ pub(crate) fn run(options: &EvalOptions, report: &Report) -> anyhow::Result<Verd
     if options.paths.is_empty() {
         bail!("nothing to score: name at least one checkpoint or container, as in `ctq eval CHECKPOINT`");
     }
+    let party = match options.shard {
+        Some(shard) => {
+            part::check_outputs(shard, options)?;
+            // A shard is for machines that do not reach one another.
+            Party::Alone
+        }
+        None if options.dry_run => Party::Alone,
+        None => Party::join(&options.launch, report)?,
+    };
+    match score_all(options, &party, report) {
+        Ok(verdict) => Ok(party.leave(verdict)),
+        Err(error) => {
+            party.abort(&error);
+            let Some(verdict) = party.verdict_of_failure() else { return Err(error) };
+            report.failure(&error);
+            Ok(verdict)
+        }
+    }
+}
+
+/// All paths, by all processes of a party; the first of them prints and writes.
+fn score_all(options: &EvalOptions, party: &Party, report: &Report) -> anyhow::Result<Verdict> {
     let question = Question::new(&options.protocol)?;
-    if let Some(path) = &options.json {
+    for path in [&options.json, &options.nll].into_iter().flatten().filter(|_| party.leads()) {
         check_writable(path)?;
     }
-    if let Some(path) = &options.nll {
-        check_writable(path)?;
+    let wanted = match (party.process(), wish(options)) {
+        (Some(process), _) => Wanted::OfProcess(process),
+        (None, Wish { ranks: None, stages: None }) => Wanted::All,
+        (None, Wish { ranks, stages }) => Wanted::AtMost(ranks.unwrap_or(1) * stages.unwrap_or(1)),
+    };
+    let device = Opened::open_several(options.engine.device, wanted, options.memory, report)?;
+    if options.dry_run {
+        return dry_run(options, &question, &device, report);
     }
-    let device = Opened::open(options.engine.device, options.memory, report)?;
     let mut records = Vec::new();
     let mut kept = Vec::new();
+    let mut parts = Vec::new();
     let mut verdict = Verdict::Good;
     for path in &options.paths {
-        let (evaluated, outcome) = evaluate(path, &question, options, &device, records.len(), report);
+        let (evaluated, outcome) =
+            evaluate(path, &question, options, (&device, party), records.len(), report);
+        if options.shard.is_some() {
+            parts.push(part::of_model(&evaluated));
+        }
         for evaluated in evaluated {
             records.push(evaluated.record);
             kept.extend(evaluated.kept);
         }
         verdict = verdict.max(outcome);
-        if interrupt::requested() {
+        if interrupt::requested() || party.failure().is_some() {
             break;
         }
     }
-    if let Some(path) = &options.json {
-        record::write(path, &records)?;
+    if let Some(verdict) = party.verdict_of_failure() {
+        // Nothing is whole: the same command goes on where that helps.
+        return Ok(verdict);
     }
-    print(&records, options.paths.len())?;
+    // A signal between two results leaves a part without its last ones.
+    if options.shard.is_some() && interrupt::requested() {
+        verdict = Verdict::Unfinished;
+    }
+    match (options.shard, &options.json) {
+        (Some(shard), Some(path)) => part::write(path, shard, parts, verdict, report)?,
+        (None, Some(path)) if party.leads() => record::write(path, &records)?,
+        (Some(_) | None, Some(_) | None) => {}
+    }
+    if options.shard.is_none() && party.leads() {
+        print(&records, options.paths.len())?;
+    }
     // Until the whole command has come to its end, the same command may be given again and goes on.
     if verdict != Verdict::Unfinished {
         kept.iter().for_each(ResumeState::forget);
@@ -67,8 +114,43 @@ pub(crate) fn run(options: &EvalOptions, report: &Report) -> anyhow::Result<Verd
     Ok(verdict)
 }
 
+/// What would be done with every path, where and in what memory.
+fn dry_run(
+    options: &EvalOptions,
+    question: &Question,
+    device: &Opened,
+    report: &Report,
+) -> anyhow::Result<Verdict> {
+    let mut runs = Vec::new();
+    for path in &options.paths {
+        let model = Model::open(path, &options.model).map_err(|error| report::of_model(error, path))?;
+        let prepared = Prepared::new(&model, question, report)?;
+        for acts in acts_of(options.acts, model.source().inventory(), report) {
+            let party = &Party::Alone;
+            let one = One { model: &model, prepared: &prepared, question, options, device, party, acts };
+            let (_, settings) = one.method(report);
+            let run = one.run(settings, "", &model.name).dry_run(acts.name)?;
+            run.print()?;
+            report::result("")?;
+            runs.push(run);
+        }
+    }
+    if let Some(path) = &options.json {
+        let json = serde_json::to_string_pretty(&runs)?;
+        fs::write(path, json + "\n").with_context(|| {
+            format!("{}: cannot be written; check that its folder is there", path.display())
+        })?;
+    }
+    Ok(Verdict::Good)
+}
+
+/// How devices are to share the work, where that was said.
+fn wish(options: &EvalOptions) -> Wish {
+    Wish { ranks: options.engine.tp, stages: options.pp }
+}
+
 /// One path: a block for each mode. Several: one table. And a line of each result to paste elsewhere.
-fn print(records: &[Record], paths: usize) -> anyhow::Result<()> {
+pub(crate) fn print(records: &[Record], paths: usize) -> anyhow::Result<()> {
     if paths > 1 {
         report::result(&record::table(records))?;
         report::result("")?;
@@ -154,6 +236,14 @@ impl Prepared {
     }
 }
 
+impl Prepared {
+    /// What all processes of a party must have in common.
+    fn facts(&self, model_id: Option<&str>) -> Facts {
+        let question = protocol_id(&self.windows, self.vocabulary);
+        BTreeMap::from([("model", model_id.unwrap_or_default().to_owned()), ("protocol", question)])
+    }
+}
+
 /// Puts the file before what is wrong with it, where the error cannot know the file.
 fn named(error: ctq_eval::Error, path: &Path) -> anyhow::Error {
     use ctq_eval::Error as E;
@@ -170,8 +260,19 @@ fn named(error: ctq_eval::Error, path: &Path) -> anyhow::Error {
 pub(crate) struct Evaluated {
     pub(crate) record: Record,
     pub(crate) tokens: Vec<ScoredToken>,
+    /// Tokens that this run fed to the model.
+    pub(crate) fed: usize,
+    /// The model by its contents, where a part has to say whose it is.
+    pub(crate) model_id: Option<String>,
     /// Its scores on disk, for the same command given again.
     pub(crate) kept: Option<ResumeState>,
+}
+
+impl Evaluated {
+    /// A record that has no scores.
+    fn without_scores(record: Record) -> Evaluated {
+        Evaluated { record, tokens: Vec::new(), fed: 0, model_id: None, kept: None }
+    }
 }
 
 /// All records of one path, and how it came out. `before`: records that other paths have made already.
@@ -179,7 +280,7 @@ pub(crate) fn evaluate(
     path: &Path,
     question: &Question,
     options: &EvalOptions,
-    device: &Opened,
+    (device, party): (&Opened, &Party),
     before: usize,
     report: &Report,
 ) -> (Vec<Evaluated>, Verdict) {
@@ -190,9 +291,17 @@ pub(crate) fn evaluate(
     let opened = Model::open(path, &options.model).and_then(|model| {
         warn_of_unused(path, model.source().inventory(), report);
         let prepared = Prepared::new(&model, question, report)?;
-        Ok((model, prepared))
+        let named = options.shard.is_some() || party.process().is_some();
+        let model_id = named.then(|| model.content_id()).transpose()?;
+        Ok((model, prepared, model_id))
     });
-    let (model, prepared) = match opened {
+    // What one process cannot open, none scores; and all must have opened the same.
+    let facts = match &opened {
+        Ok((_, prepared, model_id)) => Ok(prepared.facts(model_id.as_deref())),
+        Err(error) => Err(report::chain(error)),
+    };
+    let agreed = party.agree(facts);
+    let (model, prepared, model_id) = match opened.and_then(|opened| agreed.map(|()| opened)) {
         Ok(opened) => opened,
         Err(error) => {
             let (record, verdict) = failed(error);
@@ -202,29 +311,38 @@ pub(crate) fn evaluate(
     let mut records: Vec<Evaluated> = Vec::new();
     let mut verdict = Verdict::Good;
     for acts in acts_of(options.acts, model.source().inventory(), report) {
-        let one = One { model: &model, prepared: &prepared, question, options, device, acts };
-        match one.record(report) {
+        let one = One { model: &model, prepared: &prepared, question, options, device, party, acts };
+        let (method, settings) = one.method(report);
+        match one.record(&method, settings, report) {
             Ok(mut evaluated) => {
-                if let Some(base) = records.first()
+                evaluated.model_id.clone_from(&model_id);
+                // The difference of two parts is not that of the whole.
+                if options.shard.is_none()
+                    && let Some(base) = records.first()
                     && let Ok(paired) = paired(&evaluated.tokens, &base.tokens)
                 {
                     evaluated.record.paired =
                         Some(PairedRecord::new(base.record.acts.as_deref().unwrap_or("off"), &paired));
                 }
-                if let Err(error) = one.write_nll(&evaluated, before + records.len(), report) {
+                let (path, index) =
+                    (options.nll.as_deref().filter(|_| party.leads()), before + records.len());
+                if let Err(error) = write_nll(path, &evaluated.record, &evaluated.tokens, index, report) {
                     report.failure(&error);
                     verdict = verdict.max(verdict_of(&error));
                 }
                 records.push(evaluated);
             }
             Err(error) => {
+                party.abort(&error);
                 let (mut evaluated, outcome) = failed(error);
                 one.describe(&mut evaluated.record);
+                evaluated.record.set_method(&method);
+                evaluated.model_id.clone_from(&model_id);
                 records.push(evaluated);
                 verdict = verdict.max(outcome);
             }
         }
-        if interrupt::requested() {
+        if interrupt::requested() || party.failure().is_some() {
             break;
         }
     }
@@ -245,7 +363,7 @@ fn failed(
     if verdict == Verdict::Failed {
         record.set_without_answer(Status::Invalid, &reason);
     }
-    (Evaluated { record, tokens: Vec::new(), kept: None }, verdict)
+    (Evaluated::without_scores(record), verdict)
 }
 
 /// A mode of activation quantization and what a result calls it.
@@ -296,6 +414,7 @@ struct One<'a> {
     question: &'a Question,
     options: &'a EvalOptions,
     device: &'a Opened,
+    party: &'a Party,
     acts: NamedActs,
 }
 
@@ -304,6 +423,28 @@ impl One<'_> {
         let inventory = self.model.source().inventory();
         let compute = compute_of(self.options.engine.compute, inventory, report);
         (method(self.device, inventory, self.acts, compute), Settings { acts: self.acts.acts, compute })
+    }
+
+    /// The windows that are scored here: all, or those of a shard.
+    fn windows(&self) -> &[Window] {
+        let windows = &self.prepared.windows;
+        match self.options.shard {
+            Some(shard) => windows.get(shard.range(windows.len())).unwrap_or_default(),
+            None => windows,
+        }
+    }
+
+    /// Everything the scores depend on. A shard goes on from its own scores, for other windows are none of its affair.
+    fn key(&self, method: &Method) -> String {
+        let Prepared { windows: all, vocabulary, .. } = self.prepared;
+        let question = protocol_id(all, *vocabulary);
+        let key = format!("{}\n{question}\n{}", self.model.identity(), method.id());
+        match (self.windows(), self.windows().first()) {
+            (some, Some(first)) if some.len() < all.len() => {
+                format!("{key}\n{} windows from {}", some.len(), first.index)
+            }
+            (_, Some(_) | None) => key,
+        }
     }
 
     /// Fills in what is known of the model, whether or not it can be scored.
@@ -324,56 +465,94 @@ impl One<'_> {
         record.set_question(&self.question.text, stream, &self.question.protocol, windows, *vocabulary);
     }
 
-    fn record(&self, report: &Report) -> anyhow::Result<Evaluated> {
-        let Prepared { windows, vocabulary, .. } = self.prepared;
-        let (method, settings) = self.method(report);
+    fn run<'r>(&'r self, settings: Settings, key: &'r str, name: &'r str) -> Run<'r> {
+        Run {
+            source: self.model.source(),
+            settings,
+            wish: wish(self.options),
+            device: self.device,
+            party: self.party,
+            threads: self.options.engine.threads,
+            windows: self.windows(),
+            vocabulary: self.prepared.vocabulary,
+            memory: self.options.memory,
+            save_every: Duration::from_secs_f64(self.options.save_every),
+            key,
+            name,
+        }
+    }
+
+    fn record(&self, method: &Method, settings: Settings, report: &Report) -> anyhow::Result<Evaluated> {
+        let windows = self.windows();
         let mut record =
             Record::new(&self.model.name, &self.model.path.display().to_string(), "", "not finished");
         self.describe(&mut record);
-        record.set_method(&method);
+        record.set_method(method);
         record.threads = Some(self.options.engine.threads.unwrap_or_else(machine::threads) as u64);
-        record.tp = Some(self.options.engine.tp as u64);
-        let key =
-            format!("{}\n{}\n{}", self.model.identity(), protocol_id(windows, *vocabulary), method.id());
-        let run = Run {
-            source: self.model.source(),
-            settings,
-            engine: &self.options.engine,
-            device: self.device,
-            windows,
-            vocabulary: *vocabulary,
-            memory: self.options.memory,
-            save_every: Duration::from_secs_f64(self.options.save_every),
-            key: &key,
-            name: &format!("{} (acts {})", self.model.name, self.acts.name),
-        };
+        if windows.is_empty() {
+            record.set_partial();
+            return Ok(Evaluated::without_scores(record));
+        }
+        let key = self.key(method);
+        self.party.agree(Ok(facts_of(method)))?;
+        let name = format!("{} (acts {})", self.model.name, self.acts.name);
+        let run = self.run(settings, &key, &name);
         machine::reset_peak_memory();
         let started = Instant::now();
         let scored = run.score(report)?;
         let seconds = started.elapsed().as_secs_f64();
+        record.tp = Some(scored.layout.ranks as u64);
+        record.pp = Some(scored.layout.stages as u64);
+        record.replicas = Some(scored.layout.replicas as u64);
+        if !self.party.leads() {
+            // The first process has all scores, this one its own at most.
+            return Ok(Evaluated { kept: Some(scored.kept), ..Evaluated::without_scores(record) });
+        }
         let tokens = scored_tokens(windows, &scored.scores)?;
-        record.set_summary(&summarize(&tokens)?);
+        match self.options.shard {
+            Some(_) => record.set_partial(),
+            None => record.set_summary(&summarize(&tokens)?),
+        }
         record.seconds = Some(seconds);
         // Speed is of what this run did, not of what an earlier one left.
         record.tokens_per_second = (scored.fed > 0).then(|| scored.fed as f64 / seconds);
         record.peak_memory_bytes = machine::peak_memory();
-        Ok(Evaluated { record, tokens, kept: Some(scored.kept) })
+        Ok(Evaluated { record, tokens, fed: scored.fed, model_id: None, kept: Some(scored.kept) })
     }
+}
 
-    fn write_nll(&self, evaluated: &Evaluated, index: usize, report: &Report) -> anyhow::Result<()> {
-        let Some(path) = &self.options.nll else { return Ok(()) };
-        let Evaluated { record, tokens, .. } = evaluated;
-        let path = numbered(path, index, &self.model.name, self.acts.name);
-        let file = NllFile {
-            protocol_id: record.protocol_id.clone().unwrap_or_default(),
-            method_id: record.method_id.clone().unwrap_or_default(),
-            preset: record.preset.clone(),
-            tokens: tokens.clone(),
-        };
-        file.write(&path).with_context(|| format!("{}: nll not written", path.display()))?;
-        report.note(&format!("nll of {} (acts {}): {}", self.model.name, self.acts.name, path.display()));
-        Ok(())
-    }
+/// What all processes of a party must have in common of how they score.
+fn facts_of(method: &Method) -> Facts {
+    BTreeMap::from([
+        ("quantization of activations", method.acts.clone()),
+        ("backend", method.backend.clone()),
+        ("compute mode", method.compute.clone()),
+        ("instruction set", method.isa.clone()),
+        ("key-value cache", method.kv.clone()),
+        ("numerics", method.numerics_revision.to_string()),
+    ])
+}
+
+/// Writes the nll of every position, if there is a file to write it to. `index`: of the record in its command.
+pub(crate) fn write_nll(
+    path: Option<&Path>,
+    record: &Record,
+    tokens: &[ScoredToken],
+    index: usize,
+    report: &Report,
+) -> anyhow::Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let acts = record.acts.as_deref().unwrap_or_default();
+    let path = numbered(path, index, &record.model, acts);
+    let file = NllFile {
+        protocol_id: record.protocol_id.clone().unwrap_or_default(),
+        method_id: record.method_id.clone().unwrap_or_default(),
+        preset: record.preset.clone(),
+        tokens: tokens.to_vec(),
+    };
+    file.write(&path).with_context(|| format!("{}: nll not written", path.display()))?;
+    report.note(&format!("nll of {} (acts {acts}): {}", record.model, path.display()));
+    Ok(())
 }
 
 /// How a model is scored: what the method id names.

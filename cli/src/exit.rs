@@ -15,14 +15,27 @@ pub(crate) enum Verdict {
     Unfinished,
 }
 
+impl Verdict {
+    /// The verdict of an exit code; of one that is none of ours, that nothing is known.
+    pub(crate) fn of_number(number: u8) -> Verdict {
+        let all = [Verdict::Good, Verdict::Failed, Verdict::Unusable];
+        all.into_iter().find(|verdict| code_number(*verdict) == number).unwrap_or(Verdict::Unfinished)
+    }
+}
+
+/// The exit code of a verdict.
+pub(crate) fn code_number(verdict: Verdict) -> u8 {
+    match verdict {
+        Verdict::Good => 0,
+        Verdict::Failed => 1,
+        Verdict::Unusable => 2,
+        Verdict::Unfinished => 3,
+    }
+}
+
 impl From<Verdict> for ExitCode {
     fn from(verdict: Verdict) -> ExitCode {
-        ExitCode::from(match verdict {
-            Verdict::Good => 0,
-            Verdict::Failed => 1,
-            Verdict::Unusable => 2,
-            Verdict::Unfinished => 3,
-        })
+        ExitCode::from(code_number(verdict))
     }
 }
 
@@ -42,7 +55,12 @@ pub(crate) fn verdict_of(error: &anyhow::Error) -> Verdict {
                 _ => {}
             }
         }
-        if let Some(KernelError::OutOfMemory { .. } | KernelError::Device { .. }) = cause.downcast_ref() {
+        if let Some(KernelError::OutOfMemory { .. } | KernelError::Device { .. } | KernelError::Lost { .. }) =
+            cause.downcast_ref()
+        {
+            verdict = Verdict::Unfinished;
+        }
+        if cause.downcast_ref().is_some_and(ctq_cluster::Error::may_pass) {
             verdict = Verdict::Unfinished;
         }
         if let Some(error) = cause.downcast_ref::<ctq_eval::Error>() {

@@ -2,20 +2,22 @@
 
 use std::fs;
 use std::io::{BufWriter, Write};
+use std::num::NonZero;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use ctq_kernels::Backend;
-use ctq_runtime::{Engine, Needs, Observer, Plan, Settings, plan};
+use ctq_kernels::collective::{Rank, team};
+use ctq_kernels::{Backend, KernelError};
+use ctq_runtime::{Engine, Layout, Needs, Observer, Plan, Settings, plan};
 use safetensors::{Dtype, SafeTensors};
 
 use crate::args::{ActsChoice, LogitsActs, LogitsOptions};
-use crate::device::{HeadUse, OnBackend, Opened};
+use crate::device::{HeadUse, OnSeats, Opened, Seats, Wanted, threads_of_seat};
 use crate::exit::Verdict;
 use crate::open::Model;
 use crate::progress::{Progress, Unit};
 use crate::report::{self, Report};
-use crate::{eval, interrupt, machine};
+use crate::{eval, interrupt};
 
 pub(crate) fn run(options: &LogitsOptions, report: &Report) -> anyhow::Result<Verdict> {
     eval::check_writable(&options.out)?;
@@ -30,14 +32,14 @@ pub(crate) fn run(options: &LogitsOptions, report: &Report) -> anyhow::Result<Ve
     let acts = eval::acts_of(choice, inventory, report)[0].acts;
     let compute = eval::compute_of(options.engine.compute, inventory, report);
     let settings = Settings { acts, compute };
-    let pool = machine::pool(options.engine.threads)?;
-    let device = Opened::open(options.engine.device, None, report)?;
-    let resources = device.resources(None, options.engine.tp, inventory, HeadUse::Whole)?;
+    let ranks = options.engine.tp.unwrap_or(1);
+    let device = Opened::open_several(options.engine.device, Wanted::AtMost(ranks), None, report)?;
+    let resources = device.resources(None, ranks, 1, inventory, HeadUse::Whole)?;
     let lengths = vec![ids[0].len(); ids.len()];
-    let needs = Needs::of(inventory, resources.ranks);
+    let needs = Needs::of(inventory).share(&(0..inventory.spec.blocks.len()), ranks);
     let plan = plan(&needs, resources.pool, resources.scratch, &lengths)?;
-    let task = WriteLogits { model: &model, settings, ids: &ids, plan: &plan, path: &options.out, report };
-    pool.install(|| device.on(options.engine.tp, task))?;
+    let write = WriteLogits { model: &model, settings, ids: &ids, plan: &plan, path: &options.out, report };
+    device.on_seats(OnRanks { write, ranks, threads: threads_of_seat(options.engine.threads, ranks) })?;
     report.note(&format!(
         "{}: logits [{}, {}, {}]",
         options.out.display(),
@@ -97,11 +99,47 @@ struct WriteLogits<'a> {
     report: &'a Report,
 }
 
-impl OnBackend for WriteLogits<'_> {
+/// Logits on several ranks, the first of which writes.
+struct OnRanks<'a> {
+    write: WriteLogits<'a>,
+    ranks: usize,
+    threads: NonZero<usize>,
+}
+
+impl OnSeats for OnRanks<'_> {
     type Output = anyhow::Result<()>;
 
-    fn run<B: Backend>(self, backend: &B) -> anyhow::Result<()> {
-        write(backend, &self)
+    fn run<B: Backend + 'static>(self, seats: &dyn Seats<B>) -> anyhow::Result<()> {
+        let ranks = seats.in_process(&Layout { ranks: self.ranks, ..Layout::ONE });
+        let program = |rank: &Rank<B>| match rank.peers().rank() {
+            0 => write(rank, &self.write),
+            _ => self.write.help(rank),
+        };
+        let mut outcomes = team::run(&ranks, self.threads, program).into_iter();
+        // What goes wrong elsewhere reaches the first as the loss of a rank: the cause comes before it.
+        let first = outcomes.next().unwrap_or(Ok(()));
+        outcomes.find(is_cause).unwrap_or(first)
+    }
+}
+
+/// Whether a rank failed by itself rather than because another did.
+fn is_cause(outcome: &anyhow::Result<()>) -> bool {
+    let lost = |error: &anyhow::Error| {
+        error.chain().any(|cause| matches!(cause.downcast_ref(), Some(KernelError::Lost { .. })))
+    };
+    outcome.as_ref().is_err_and(|error| !lost(error))
+}
+
+impl WriteLogits<'_> {
+    /// What a rank does that does not write.
+    fn help<B: Backend>(&self, backend: &B) -> anyhow::Result<()> {
+        let sequences: Vec<&[u32]> = self.ids.iter().map(Vec::as_slice).collect();
+        let engine =
+            Engine::new(backend, self.model.source(), self.settings).with_schedule(self.plan.schedule);
+        for group in &self.plan.groups {
+            engine.logits(&sequences[group.clone()], &(), |_| Ok::<(), ctq_runtime::Error>(()))?;
+        }
+        Ok(())
     }
 }
 

@@ -7,13 +7,18 @@ mod convert;
 mod demo;
 mod device;
 mod doctor;
+mod dry_run;
 mod eval;
 mod exit;
 mod inspect;
 mod interrupt;
 mod logits;
 mod machine;
+mod merge;
 mod open;
+mod part;
+mod party;
+mod post;
 mod progress;
 mod report;
 mod restore;
@@ -39,6 +44,7 @@ fn main() -> ExitCode {
         Command::Restore(options) => restore::run(options, &report),
         Command::Inspect(options) => inspect::run(options, &report),
         Command::Eval(options) => eval::run(options, &report),
+        Command::Merge(options) => merge::run(options, &report),
         Command::Verify(options) => verify::run(options, &report),
         Command::Logits(options) => logits::run(options, &report),
         Command::Demo(options) => demo::run(options, &report),

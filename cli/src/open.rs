@@ -1,15 +1,18 @@
 //! A model by its path: a container, or a checkpoint that is tiled on the fly.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-use ctq_container::{Container, LayerSource};
+use anyhow::Context;
+use ctq_container::{Container, LayerSource, MANIFEST};
 use ctq_convert::TiledCheckpoint;
 use ctq_model::accounting::Accounting;
 use ctq_model::config::ModelConfig;
 use ctq_model::{Checkpoint, Inventory, TensorSource};
+use sha2::{Digest, Sha256};
 
 use crate::args::ModelOptions;
 use crate::report::Report;
@@ -104,6 +107,32 @@ impl Model {
         }
     }
 
+    /// Tells this model from others wherever a copy of it lies: 64 hexadecimal digits.
+    ///
+    /// Of a container, the hash of its manifest, which holds the hash of every file. Of a checkpoint, the hash of what
+    /// can be read in a moment: the configuration, and of each weight file its name, length, header and samples of its
+    /// data. A container and its checkpoint have different ids.
+    ///
+    /// # Errors
+    /// Where a file can no longer be read.
+    pub(crate) fn content_id(&self) -> anyhow::Result<String> {
+        let mut hash = Sha256::new();
+        match &self.kind {
+            Kind::Container(container) => {
+                hash.update(b"ctq-content-container-1\n");
+                add_file(&mut hash, &container.root().join(MANIFEST))?;
+            }
+            Kind::Checkpoint(tiled) => {
+                hash.update(b"ctq-content-checkpoint-1\n");
+                add_file(&mut hash, &tiled.source().root().join("config.json"))?;
+                for (path, _) in tiled.source().files() {
+                    add_samples(&mut hash, path).with_context(|| unreadable(path))?;
+                }
+            }
+        }
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
     /// Tells this model, as its files are now, from any other: what resume state is kept under.
     pub(crate) fn identity(&self) -> String {
         let root = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
@@ -115,6 +144,54 @@ impl Model {
         }
         identity
     }
+}
+
+/// Bytes of one sample of a weight file.
+const SAMPLE: u64 = 4096;
+/// Samples of one file, the first at the start of its data and the last at the end.
+const SAMPLES: u64 = 16;
+
+fn unreadable(path: &Path) -> String {
+    format!("{}: cannot be read; check that it is still there", path.display())
+}
+
+/// A small file, whole.
+fn add_file(hash: &mut Sha256, path: &Path) -> anyhow::Result<()> {
+    let bytes = fs::read(path).with_context(|| unreadable(path))?;
+    hash.update((bytes.len() as u64).to_le_bytes());
+    hash.update(&bytes);
+    Ok(())
+}
+
+/// Name, length, header and samples of a safetensors file.
+fn add_samples(hash: &mut Sha256, path: &Path) -> std::io::Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    hash.update((name.len() as u64).to_le_bytes());
+    hash.update(name.as_bytes());
+    hash.update(length.to_le_bytes());
+    let mut header_length = [0; 8];
+    file.read_exact(&mut header_length)?;
+    let data = length.min(u64::from_le_bytes(header_length).saturating_add(8));
+    hash.update(header_length);
+    add_range(hash, &mut file, 8, data - 8)?;
+    let room = length - data;
+    if room <= SAMPLE * SAMPLES {
+        return add_range(hash, &mut file, data, room);
+    }
+    (0..SAMPLES).try_for_each(|sample| {
+        // Quotients of products that 64 bits hold: no file has 2^60 bytes.
+        add_range(hash, &mut file, data + (room - SAMPLE) * sample / (SAMPLES - 1), SAMPLE)
+    })
+}
+
+fn add_range(hash: &mut Sha256, file: &mut File, start: u64, length: u64) -> std::io::Result<()> {
+    file.seek(SeekFrom::Start(start))?;
+    let mut bytes = Vec::new();
+    file.take(length).read_to_end(&mut bytes)?;
+    hash.update(&bytes);
+    Ok(())
 }
 
 /// Says so where the decoder holds tensors that its configuration does not ask for: the library does not use them

@@ -86,7 +86,7 @@ impl<'a> Progress<'a> {
             None => left > WORTH_SAYING,
             Some(last) => last.elapsed() >= LINE_EVERY,
         };
-        if due && self.bar.is_hidden() && self.report.level >= Level::Normal {
+        if due && self.bar.is_hidden() && self.report.level() >= Level::Normal {
             state.last_line = Some(Instant::now());
             self.report.note(&line);
         } else {

@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::Instant;
 
 use anyhow::Context;
@@ -22,7 +22,9 @@ pub(crate) enum Level {
 
 /// Where prose goes.
 pub(crate) struct Report {
-    pub(crate) level: Level,
+    level: Level,
+    /// Which of several processes this is; the first speaks for all.
+    rank: OnceLock<usize>,
     log: Option<Mutex<File>>,
     started: Instant,
 }
@@ -40,7 +42,21 @@ impl Report {
             })?)),
             None => None,
         };
-        Ok(Report { level, log, started: Instant::now() })
+        Ok(Report { level, rank: OnceLock::new(), log, started: Instant::now() })
+    }
+
+    /// From now on this is one of several processes: all but the first say only what is wrong, unless asked for more, and
+    /// who they are.
+    pub(crate) fn as_rank(&self, rank: usize) {
+        let _ = self.rank.set(rank);
+    }
+
+    /// How much is said.
+    pub(crate) fn level(&self) -> Level {
+        match (self.rank.get(), self.level) {
+            (Some(1..), Level::Normal) => Level::Quiet,
+            (_, level) => level,
+        }
     }
 
     /// Something a user wants to know unless they asked for quiet.
@@ -65,8 +81,11 @@ impl Report {
 
     #[expect(clippy::print_stderr, reason = "this is the place where prose reaches stderr")]
     fn say(&self, level: Level, text: &str) {
-        if level <= self.level {
-            eprintln!("{text}");
+        if level <= self.level() {
+            match self.rank.get() {
+                Some(rank @ 1..) => eprintln!("[rank {rank}] {text}"),
+                Some(0) | None => eprintln!("{text}"),
+            }
         }
         self.log_line(text);
     }
@@ -82,7 +101,7 @@ impl Report {
 
     /// Whether a progress bar can be drawn.
     pub(crate) fn draws_bars(&self) -> bool {
-        self.level > Level::Quiet && std::io::stderr().is_terminal()
+        self.level() > Level::Quiet && std::io::stderr().is_terminal()
     }
 }
 

@@ -1,8 +1,9 @@
-//! Scoring windows with one model: groups by memory, progress, and the resume state that a kill leaves behind.
+//! Scoring windows with one model: seats by devices, groups by memory, progress, and the resume state that a kill leaves
+//! behind.
 
-use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -10,22 +11,30 @@ use ctq_container::LayerSource;
 use ctq_eval::partial::{self, Saved};
 use ctq_kernels::Backend;
 use ctq_model::window::{Window, WindowScores};
-use ctq_runtime::{Error, Observer, Outcome, Plan, Resources, Settings, Snapshot};
+use ctq_runtime::crew::{self, Job, Replanned, Resources, Watcher};
+use ctq_runtime::{Arranged, Error, Layout, Needs, Plans, Pool, Seat, Settings, Snapshot, Wish, arrange};
 use sha2::{Digest, Sha256};
 
-use crate::args::EngineOptions;
-use crate::device::{HeadUse, OnBackend, Opened};
+use crate::device::{HeadUse, OnSeats, Opened, Seats, threads_of_seat};
+use crate::dry_run::{DryRun, Subject};
 use crate::exit::{Verdict, verdict_of};
+use crate::party::Party;
+use crate::post::Posting;
 use crate::progress::{Progress, Unit};
 use crate::report::Report;
-use crate::{cache, interrupt, machine};
+use crate::{cache, interrupt};
+
+/// Replicas whose snapshots are looked for when all is done.
+const MOST_REPLICAS: usize = 64;
 
 /// One scoring run.
 pub(crate) struct Run<'a> {
     pub(crate) source: &'a dyn LayerSource,
     pub(crate) settings: Settings,
-    pub(crate) engine: &'a EngineOptions,
+    pub(crate) wish: Wish,
     pub(crate) device: &'a Opened,
+    pub(crate) party: &'a Party,
+    pub(crate) threads: Option<usize>,
     pub(crate) windows: &'a [Window],
     /// Rows of the head that the softmax runs over.
     pub(crate) vocabulary: usize,
@@ -38,112 +47,95 @@ pub(crate) struct Run<'a> {
     pub(crate) name: &'a str,
 }
 
-/// A run on a backend.
-struct Task<'a> {
-    run: &'a Run<'a>,
-    resources: Resources,
-    report: &'a Report,
-}
-
-impl OnBackend for Task<'_> {
-    type Output = anyhow::Result<Scored>;
-
-    fn run<B: Backend>(self, backend: &B) -> anyhow::Result<Scored> {
-        self.run.on(backend, self.resources, self.report)
-    }
-}
-
 /// What a run gives.
 pub(crate) struct Scored {
     /// One for each window, in order.
     pub(crate) scores: Vec<WindowScores>,
     /// Tokens that this run fed to the model; those of an earlier, killed run are not among them.
     pub(crate) fed: usize,
+    /// Who did it.
+    pub(crate) layout: Layout,
     /// The scores on disk, kept until the whole command is done.
     pub(crate) kept: ResumeState,
 }
 
 impl Run<'_> {
-    /// Scores all windows; goes on from what an earlier, killed run of the same key left.
+    /// Scores all windows; goes on from what an earlier, killed run of the same key left. Of several processes, the first
+    /// has all scores in the end.
     pub(crate) fn score(&self, report: &Report) -> anyhow::Result<Scored> {
-        let pool = machine::pool(self.engine.threads)?;
-        let ranks = self.engine.tp;
-        let resources =
-            self.device.resources(self.memory, ranks, self.source.inventory(), HeadUse::Blocks)?;
-        pool.install(|| self.device.on(ranks, Task { run: self, resources, report }))
-    }
-
-    fn on<B: Backend>(&self, backend: &B, resources: Resources, report: &Report) -> anyhow::Result<Scored> {
+        let (job, why) = self.job()?;
+        if job.layout != Layout::ONE {
+            report.note(&format!("{}: {}: {why}", self.name, job.layout));
+        }
         let state = ResumeState::open(self.key, report)?;
-        let mut scores = state.scores(self.windows, report);
-        let open: Vec<Window> = self
-            .windows
-            .iter()
-            .filter(|window| !scores.iter().any(|s| s.window == window.index))
-            .cloned()
-            .collect();
+        let scores = if self.party.leads() { state.scores(self.windows, report) } else { Vec::new() };
+        let done = self.done(&scores)?;
+        let is_open = |window: &&Window| !done.contains(&window.index);
+        let open: Vec<Window> = self.windows.iter().filter(is_open).cloned().collect();
         let fed = open.iter().map(|window| window.ids.len()).sum();
-        let mut windows_left = open.len();
-        let mut run =
-            ctq_runtime::Run::new(backend, self.source, self.settings, open, self.vocabulary, resources)?;
-        let mut progress = self.progress(run.plan(), windows_left, report);
-        while let Some(windows) = run.next_group() {
-            let watch = self.watch(&progress, run.groups_done(), &state, windows);
-            let snapshot = state.snapshot(&watch.group, report);
-            let done = scores.len();
-            match run.score_group(snapshot, &watch).map_err(|error| self.told(error.into(), done))? {
-                Outcome::Scored(group) => {
-                    windows_left -= group.len();
-                    scores.extend(group);
-                    state.save(&scores).map_err(|error| self.told(error, done))?;
-                    state.forget_snapshot();
-                }
-                // A snapshot stays: where the next group has the same windows, it goes on from there.
-                Outcome::Replanned(replanned) => {
-                    report.warning(&format!("{}: {replanned}", self.name));
-                    progress.finish();
-                    progress = self.progress(run.plan(), windows_left, report);
-                }
-            }
-        }
-        progress.finish();
+        let watch =
+            Watch { run: self, job: &job, state: &state, report, inner: Mutex::new(Inner::new(scores)) };
+        let outcome = self.device.on_seats(Task { run: self, job: &job, open, watch: &watch });
+        let mut scores = watch.finish();
+        outcome.map_err(|error| self.told(error, scores.len()))?;
         scores.sort_by_key(|scores| scores.window);
-        Ok(Scored { scores, fed, kept: state })
+        Ok(Scored { scores, fed, layout: job.layout, kept: state })
     }
 
-    /// Steps of a group: its layers, and the head.
-    fn steps(&self) -> usize {
-        self.source.inventory().spec.blocks.len() + 1
+    /// What would be done where.
+    pub(crate) fn dry_run(&self, acts: &str) -> anyhow::Result<DryRun> {
+        let (job, why) = self.job()?;
+        let needs = Needs::of(self.source.inventory());
+        let plans = Plans::new(&job.layout, &needs, job.resources, self.windows)?;
+        let devices = self.device.names();
+        Ok(DryRun::new(&Subject {
+            model: self.name,
+            acts,
+            job: &job,
+            why: &why,
+            plans: &plans,
+            windows: self.windows,
+            devices: &devices,
+        }))
     }
 
-    /// Progress over a plan, which is told too.
-    fn progress<'r>(&self, plan: &Plan, windows: usize, report: &'r Report) -> Progress<'r> {
-        let gibibytes = |bytes: u64| bytes as f64 / (1_u64 << 30) as f64;
-        report.detail(&format!(
-            "{}: {windows} windows in {} groups, {} tokens at a time, about {:.2} GiB",
-            self.name,
-            plan.groups.len(),
-            plan.schedule.batch_tokens,
-            gibibytes(plan.device_bytes + plan.host_bytes)
-        ));
-        Progress::new(report, self.name, Unit::Layers, (self.steps() * plan.groups.len()) as u64)
+    /// Windows that have their scores, as the first process knows.
+    fn done(&self, scores: &[WindowScores]) -> anyhow::Result<BTreeSet<usize>> {
+        let own: Vec<usize> = scores.iter().map(|scores| scores.window).collect();
+        let said = self.party.of_first(serde_json::to_vec(&own)?)?;
+        serde_json::from_slice(&said).context("what the first process says is not understood")
     }
 
-    fn watch<'w>(
-        &self,
-        progress: &'w Progress<'w>,
-        groups_done: usize,
-        state: &'w ResumeState,
-        windows: &[Window],
-    ) -> Watch<'w> {
-        Watch {
-            progress,
-            before: groups_done * self.steps(),
-            state,
-            group: group_name(windows),
-            every: self.save_every,
-            last: Mutex::new(Cell::new(Instant::now())),
-        }
+    /// What is to be done where, and why there.
+    fn job(&self) -> anyhow::Result<(Job<'_>, String)> {
+        let inventory = self.source.inventory();
+        let (seats, here) = match (self.party, self.wish) {
+            (Party::Several(several), _) => (several.world.ranks(), 1),
+            (Party::Alone, Wish { ranks: None, stages: None }) => (self.device.count(), self.device.count()),
+            (Party::Alone, Wish { ranks, stages }) => {
+                let seats = ranks.unwrap_or(1) * stages.unwrap_or(1);
+                (seats, seats)
+            }
+        };
+        let neighbours = self.party.neighbours();
+        let resources = self.device.resources(self.memory, here, neighbours, inventory, HeadUse::Blocks)?;
+        // All plan alike: as the one with the least memory can.
+        let resources = Resources {
+            pool: match resources.pool {
+                Pool::Shared(bytes) => Pool::Shared(self.party.least([bytes])?[0]),
+                Pool::Separate { device, host } => {
+                    let [device, host] = self.party.least([device, host])?;
+                    Pool::Separate { device, host }
+                }
+            },
+            ..resources
+        };
+        let longest = self.windows.iter().map(|window| window.ids.len()).max().unwrap_or(0);
+        let needs = Needs::of(inventory);
+        let Arranged { layout, why } =
+            arrange(&needs, resources.pool, resources.scratch, self.wish, seats, longest)?;
+        let (source, settings, vocabulary) = (self.source, self.settings, self.vocabulary);
+        Ok((Job { source, settings, vocabulary, layout, resources }, why))
     }
 
     /// An error, and what is done already where the same command goes on.
@@ -157,6 +149,34 @@ impl Run<'_> {
                 error.context(told)
             }
             Verdict::Good | Verdict::Failed | Verdict::Unusable => error,
+        }
+    }
+}
+
+/// A run on a backend.
+struct Task<'a, 'w> {
+    run: &'a Run<'a>,
+    job: &'a Job<'a>,
+    open: Vec<Window>,
+    watch: &'a Watch<'w>,
+}
+
+impl OnSeats for Task<'_, '_> {
+    type Output = anyhow::Result<()>;
+
+    fn run<B: Backend + 'static>(self, seats: &dyn Seats<B>) -> anyhow::Result<()> {
+        let Task { run, job, open, watch } = self;
+        match run.party {
+            Party::Alone => {
+                let threads = threads_of_seat(run.threads, job.layout.seats());
+                let members = || Ok(crew::in_process(&job.layout, seats.in_process(&job.layout), threads));
+                Ok(crew::run(job, open, members, watch)?)
+            }
+            Party::Several(several) => {
+                let threads = threads_of_seat(run.threads, run.party.neighbours());
+                let members = || Ok(vec![several.member(&job.layout, seats, threads)?]);
+                several.run(|| Ok(crew::run(job, open, members, &Posting::new(several, watch))?), watch)
+            }
         }
     }
 }
@@ -185,8 +205,11 @@ impl ResumeState {
         Ok(ResumeState { folder, key })
     }
 
-    fn snapshot_path(&self) -> PathBuf {
-        self.folder.join(format!("{}.snapshot", self.key))
+    fn snapshot_path(&self, replica: usize) -> PathBuf {
+        self.folder.join(match replica {
+            0 => format!("{}.snapshot", self.key),
+            _ => format!("{}.{replica}.snapshot", self.key),
+        })
     }
 
     fn scores(&self, windows: &[Window], report: &Report) -> Vec<WindowScores> {
@@ -211,24 +234,24 @@ impl ResumeState {
         }
     }
 
-    fn snapshot(&self, group: &str, report: &Report) -> Option<Snapshot> {
-        let snapshot = Snapshot::load(&self.snapshot_path(), group)?;
+    fn snapshot(&self, group: &str, replica: usize, report: &Report) -> Option<Snapshot> {
+        let snapshot = Snapshot::load(&self.snapshot_path(replica), group)?;
         report.note(&format!("going on after layer {} of this group", snapshot.layer));
         Some(snapshot)
     }
 
-    fn save(&self, scores: &[WindowScores]) -> anyhow::Result<()> {
-        Ok(partial::save(&self.folder, &self.key, scores)?)
+    fn save(&self, scores: &[WindowScores]) -> Result<(), Error> {
+        partial::save(&self.folder, &self.key, scores).map_err(|error| Error::Scores(error.into()))
     }
 
-    fn forget_snapshot(&self) {
-        remove(&self.snapshot_path());
+    fn forget_snapshot(&self, replica: usize) {
+        remove(&self.snapshot_path(replica));
     }
 
     /// Nothing is left to go on with.
     pub(crate) fn forget(&self) {
         let _ = partial::remove(&self.folder, &self.key);
-        self.forget_snapshot();
+        (0..MOST_REPLICAS).for_each(|replica| self.forget_snapshot(replica));
     }
 }
 
@@ -237,36 +260,120 @@ fn remove(path: &Path) {
     let _ = std::fs::remove_file(path);
 }
 
-/// Follows one group.
-struct Watch<'a> {
-    progress: &'a Progress<'a>,
-    /// Steps of the groups before.
-    before: usize,
+/// Follows a run: keeps its scores, tells how far it is.
+pub(crate) struct Watch<'a> {
+    run: &'a Run<'a>,
+    job: &'a Job<'a>,
     state: &'a ResumeState,
-    group: String,
-    every: Duration,
-    last: Mutex<Cell<Instant>>,
+    report: &'a Report,
+    inner: Mutex<Inner<'a>>,
 }
 
-impl Observer for Watch<'_> {
-    fn advanced(&self, layers: usize) {
-        self.progress.at((self.before + layers) as u64);
+struct Inner<'a> {
+    scores: Vec<WindowScores>,
+    progress: Option<Progress<'a>>,
+    /// Steps that each seat has done.
+    steps: Vec<usize>,
+    /// When each replica's hidden states were saved last.
+    saved: Vec<Instant>,
+}
+
+impl Inner<'_> {
+    fn new(scores: Vec<WindowScores>) -> Self {
+        Inner { scores, progress: None, steps: Vec::new(), saved: Vec::new() }
+    }
+}
+
+impl<'a> Watch<'a> {
+    /// Windows that have no scores yet.
+    pub(crate) fn left(&self) -> usize {
+        self.run.windows.len() - self.inner().scores.len()
+    }
+
+    /// The hidden states of a replica's group are wanted no more.
+    pub(crate) fn forget_snapshot(&self, seat: Seat) {
+        self.state.forget_snapshot(seat.replica);
+    }
+
+    /// The seats.
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.job.layout
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner<'a>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The end: all scores.
+    fn finish(self) -> Vec<WindowScores> {
+        let inner = self.inner.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Some(progress) = inner.progress {
+            progress.finish();
+        }
+        inner.scores
+    }
+}
+
+impl Watcher for Watch<'_> {
+    fn planned(&self, plans: &Plans) {
+        let gibibytes = |bytes: u64| bytes as f64 / (1_u64 << 30) as f64;
+        let name = self.run.name;
+        let left = self.left();
+        self.report.detail(&format!(
+            "{name}: {left} windows in {} groups, {} tokens at a time, about {:.2} GiB",
+            plans.groups(),
+            plans.batch_tokens(),
+            gibibytes(plans.device_bytes() + plans.host_bytes())
+        ));
+        let mut inner = self.inner();
+        if let Some(progress) = inner.progress.take() {
+            progress.finish();
+        }
+        inner.progress = Some(Progress::new(self.report, name, Unit::Layers, plans.steps() as u64));
+        inner.steps = vec![0; self.job.layout.seats()];
+        inner.saved = vec![Instant::now(); self.job.layout.replicas];
+    }
+
+    fn replanned(&self, replanned: &Replanned) {
+        // A snapshot stays: where the next group has the same windows, it goes on from there.
+        self.report.warning(&format!("{}: {replanned}", self.run.name));
+    }
+
+    fn advanced(&self, seat: Seat, steps: usize) {
+        let mut inner = self.inner();
+        if let Some(done) = inner.steps.get_mut(self.job.layout.index(seat)) {
+            *done = steps;
+        }
+        let done: usize = inner.steps.iter().sum();
+        if let Some(progress) = &inner.progress {
+            progress.at(done as u64);
+        }
     }
 
     fn interrupted(&self) -> bool {
         interrupt::requested()
     }
 
-    fn wants_snapshot(&self) -> bool {
-        let due = self.last.lock().is_ok_and(|last| last.get().elapsed() >= self.every);
+    fn wants_snapshot(&self, seat: Seat) -> bool {
+        let due = self.inner().saved[seat.replica].elapsed() >= self.run.save_every;
         due || interrupt::requested()
     }
 
-    fn snapshot(&self, snapshot: Snapshot) -> Result<(), Error> {
-        snapshot.save(&self.state.snapshot_path(), &self.group)?;
-        if let Ok(last) = self.last.lock() {
-            last.set(Instant::now());
-        }
+    fn save(&self, seat: Seat, windows: &[Window], snapshot: Snapshot) -> Result<(), Error> {
+        snapshot.save(&self.state.snapshot_path(seat.replica), &group_name(windows))?;
+        self.inner().saved[seat.replica] = Instant::now();
+        Ok(())
+    }
+
+    fn saved(&self, seat: Seat, windows: &[Window]) -> Option<Snapshot> {
+        self.state.snapshot(&group_name(windows), seat.replica, self.report)
+    }
+
+    fn scored(&self, seat: Seat, scores: Vec<WindowScores>) -> Result<(), Error> {
+        let mut inner = self.inner();
+        inner.scores.extend(scores);
+        self.state.save(&inner.scores)?;
+        self.state.forget_snapshot(seat.replica);
         Ok(())
     }
 }

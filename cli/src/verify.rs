@@ -218,7 +218,7 @@ impl Sides<'_> {
     fn operands(&self, layers: Option<&[usize]>) -> anyhow::Result<OperandReport> {
         let parts = parts(self.inventory, layers);
         let matrices: usize = parts.iter().map(|part| self.inventory.part(*part).linears.len()).sum();
-        Ok(self.device.on(1, Operands { sides: self, parts: &parts, matrices })?)
+        Ok(self.device.on(Operands { sides: self, parts: &parts, matrices })?)
     }
 
     /// Each step without quantized activations, and with them where the checkpoint quantizes any.
@@ -232,8 +232,7 @@ impl Sides<'_> {
             Plan { ids: token_ids(checks.tokens, spec.vocab), layers: checks.layers.map(<[usize]>::to_vec) };
         // Embedding, layers, head.
         let steps = plan.layers.as_ref().map_or(spec.blocks.len(), Vec::len) + 2;
-        let one =
-            |(mode, acts)| Ok(self.device.on(1, Steps { sides: self, plan: &plan, steps, mode, acts })?);
+        let one = |(mode, acts)| Ok(self.device.on(Steps { sides: self, plan: &plan, steps, mode, acts })?);
         modes.into_iter().map(one).collect()
     }
 

@@ -5,6 +5,8 @@
 
 use std::path::PathBuf;
 
+use crate::shard::Shard;
+
 /// The result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -248,6 +250,76 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+
+    /// A shard is not written `i/n`, or there is none of that number.
+    #[error(
+        "{text:?} is no shard: expected i/n with i from 1 to n, such as 2/8 for the second of eight parts"
+    )]
+    BadShard {
+        /// What was given.
+        text: String,
+    },
+    /// A part file cannot be understood, or does not hold what it must.
+    #[error("{}: {what}; write it again with `ctq eval --shard`", path.display())]
+    BadPart {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Two parts are not of one evaluation.
+    #[error(
+        "{} and {} are not parts of one evaluation: {what}; merge the parts of one command, run by one version of ctq \
+         on one kind of device", path.display(), other.display()
+    )]
+    ForeignPart {
+        /// One file.
+        path: PathBuf,
+        /// The other.
+        other: PathBuf,
+        /// Where they part, and both values.
+        what: String,
+    },
+    /// Two files hold the same part.
+    #[error("part {shard} is doubled: {} and {} both hold it, {same}; {next}", path.display(), other.display())]
+    DoubledPart {
+        /// Which part.
+        shard: Shard,
+        /// One file.
+        path: PathBuf,
+        /// The other.
+        other: PathBuf,
+        /// Whether they hold the same.
+        same: &'static str,
+        /// What to do.
+        next: &'static str,
+    },
+    /// Parts are not there.
+    #[error("{what}; {there}; run `ctq eval --shard {first}` as the others were run, and merge again")]
+    MissingParts {
+        /// Which are missing.
+        what: String,
+        /// Which are there, and in which files.
+        there: String,
+        /// The first that is missing.
+        first: Shard,
+    },
+    /// A part says that a model failed, and others have scored it.
+    #[error("{}: part {shard} has no scores of {model}: {reason}; run this part again and merge again", path.display())]
+    FailedPart {
+        /// The file.
+        path: PathBuf,
+        /// Which part.
+        shard: Shard,
+        /// The model.
+        model: String,
+        /// Why, as the part has it.
+        reason: String,
+    },
+    /// There is nothing to merge.
+    #[error("no part to merge; name the files that `ctq eval --shard` has written, such as part-*.json")]
+    NoParts,
+
     /// A key cannot name a file of saved scores.
     #[error("{key:?} cannot name saved scores; use letters, digits, '-', '_' and '.', not first")]
     BadKey {

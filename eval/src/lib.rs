@@ -20,6 +20,7 @@
 //!   v
 //! scores        partial                     what an interrupted evaluation has already earned
 //!   |           nll_file                    every negative log-likelihood, for later comparison
+//!   |           shard, part                 windows shared out among independent runs, and their scores joined
 //!   v
 //! numbers       statistics                  perplexity, its standard errors, paired differences
 //!   |
@@ -35,9 +36,11 @@ mod digest;
 mod error;
 
 pub mod nll_file;
+pub mod part;
 pub mod partial;
 pub mod protocol;
 pub mod record;
+pub mod shard;
 pub mod statistics;
 pub mod text;
 pub mod tokens;

@@ -7,20 +7,21 @@
 #include "attention.cuh"
 
 struct AttendF32Args {
-    // f32 [rows, heads * head_dim].
+    // f32 [rows, heads * head_dim], from first_head on.
     const float* queries;
     // f32 [rows, kv_heads * head_dim].
     const float* keys;
     const float* values;
-    // f32 [rows, output_heads * head_dim], from first_head on.
+    // f32 [rows, heads * head_dim], from first_head on.
     float* output;
     const attention::Item* items;
     // f32 [blocks][24][pitch].
     float* scores;
     u64 pitch;
-    // Items times output heads, and the blocks that share them.
+    // Items times heads, and the blocks that share them.
     u64 work, blocks;
-    u32 heads, kv_heads, first_head, output_heads;
+    // Query heads that are computed, all key heads, and the first of those query heads.
+    u32 heads, kv_heads, first_head;
     // Query heads that share a key head.
     u32 group;
     u32 head_dim;
@@ -173,19 +174,19 @@ DEV void mix(Shared& staged, const Head& head, const AttendF32Args& args, const 
     UNROLL
     for (u32 i = 0; i < EACH; i++)
         if (there && item.first + first + i < item.length)
-            to[(u64)(first + i) * args.output_heads * args.head_dim + column] = outputs[i];
+            to[(u64)(first + i) * args.heads * args.head_dim + column] = outputs[i];
 }
 
-// One item for one head.
-DEV void attend(Shared& staged, const AttendF32Args& args, const Item& item, u32 output_head) {
-    u32 number = args.first_head + output_head;
+// One item for one head, counted from first_head on.
+DEV void attend(Shared& staged, const AttendF32Args& args, const Item& item, u32 head_index) {
     u32 last = least(item.first + QUERIES, item.length) - 1;
     Tiles tiles = tiles_seen(item.first, last, args.window);
     Head head;
     head.query_stride = args.heads * args.head_dim;
     head.key_stride = args.kv_heads * args.head_dim;
-    head.queries = args.queries + (u64)item.start * head.query_stride + (u64)number * args.head_dim;
-    u64 key_head = (u64)item.start * head.key_stride + (u64)(number / args.group) * args.head_dim;
+    head.queries = args.queries + (u64)item.start * head.query_stride + (u64)head_index * args.head_dim;
+    u32 group = (args.first_head + head_index) / args.group;
+    u64 key_head = (u64)item.start * head.key_stride + (u64)group * args.head_dim;
     head.keys = args.keys + key_head;
     head.values = args.values + key_head;
     head.scores = args.scores + block_x() * QUERIES * args.pitch;
@@ -201,7 +202,7 @@ DEV void attend(Shared& staged, const AttendF32Args& args, const Item& item, u32
         float reciprocal = exponentials(row, head, query, args.window, tiles.end * KEYS);
         if (lane() == 0) staged.reciprocals[i] = reciprocal;
     }
-    float* to = args.output + ((u64)(item.start + item.first) * args.output_heads + output_head) * args.head_dim;
+    float* to = args.output + ((u64)(item.start + item.first) * args.heads + head_index) * args.head_dim;
     for (u32 run = 0; run < args.head_dim; run += RUN) mix(staged, head, args, item, run, to);
 }
 
@@ -212,7 +213,7 @@ DEV void attend(Shared& staged, const AttendF32Args& args, const Item& item, u32
 KERNEL(attend_f32, AttendF32Args, attention::exact::THREADS, sizeof(attention::exact::Shared)) {
     attention::exact::Shared& staged = *(attention::exact::Shared*)shared();
     for (u64 work = block_x(); work < args.work; work += args.blocks) {
-        attention::Item item = args.items[work / args.output_heads];
-        attention::exact::attend(staged, args, item, (u32)(work % args.output_heads));
+        attention::Item item = args.items[work / args.heads];
+        attention::exact::attend(staged, args, item, (u32)(work % args.heads));
     }
 }

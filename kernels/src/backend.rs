@@ -10,6 +10,7 @@ use ctq_container::TiledMatrix;
 use ctq_model::matrix::{Code, Formula};
 use ctq_model::scheme::Activation;
 
+use crate::collective::{Alone, Peers};
 use crate::route::{ExpertTokens, Renormalize};
 use crate::{Compute, Rotation};
 
@@ -45,6 +46,18 @@ pub enum Pieces {
     Atoms,
     /// [`VOCABULARY_TILE`] rows, so that a partial log-sum-exp is never split: embeddings and heads.
     VocabularyTiles,
+    /// Query heads, so that each attends by itself. `head_dim` is a multiple of 16.
+    Heads {
+        /// Rows of a head.
+        head_dim: usize,
+    },
+    /// Key-value heads, held by every rank whose query heads attend to them: what several ranks hold is not gathered.
+    KvHeads {
+        /// Rows of a head, a multiple of 16.
+        head_dim: usize,
+        /// Query heads that attend to one of them.
+        group: usize,
+    },
 }
 
 impl Pieces {
@@ -53,6 +66,7 @@ impl Pieces {
         match self {
             Pieces::Atoms => 16,
             Pieces::VocabularyTiles => VOCABULARY_TILE,
+            Pieces::Heads { head_dim } | Pieces::KvHeads { head_dim, .. } => head_dim,
         }
     }
 }
@@ -180,6 +194,19 @@ pub trait Backend: Send + Sync {
     /// Output rows of a matrix.
     fn rows(&self, matrix: &Self::Matrix) -> usize;
 
+    /// The ranks that this one shares its model with, and those that call its operations in the same order.
+    fn peers(&self) -> &dyn Peers {
+        &Alone
+    }
+
+    /// Rows of a matrix that are here and not with another rank, counted from its first.
+    fn held(&self, matrix: &Self::Matrix) -> Range<usize> {
+        0..self.rows(matrix)
+    }
+
+    /// Elements of activations that are here.
+    fn elements(&self, buffer: &Self::Buffer) -> usize;
+
     /// Copies host activations, [rows, width] row-major, to the device.
     fn upload(&self, width: usize, values: &[f32]) -> Result<Self::Buffer, KernelError>;
 
@@ -254,8 +281,9 @@ pub trait Backend: Send + Sync {
         windows: &[Range<usize>],
     ) -> Result<(), KernelError>;
 
-    /// Causal attention of the query heads `heads`, each of `windows` by itself: [rows, heads.len() * head_dim]. `q` is
-    /// [rows, heads * head_dim], `k` and `v` are [rows, kv_heads * head_dim].
+    /// Causal attention of the query heads `heads`, each of `windows` by itself: [rows, heads.len() * head_dim]. `q`
+    /// holds the columns of these heads alone, [rows, heads.len() * head_dim]; `k` and `v` are
+    /// [rows, kv_heads * head_dim]. Heads are counted in `shape`: head h sees key head h / (heads / kv_heads).
     #[expect(clippy::too_many_arguments, reason = "query, key and value are three things")]
     fn attend(
         &self,
@@ -302,7 +330,8 @@ pub trait Backend: Send + Sync {
     fn concatenate(&self, parts: &[&Self::Buffer]) -> Result<Self::Buffer, KernelError>;
 
     /// Partial log-sum-exps of the logits over vocabulary rows `vocabulary` (starting at a multiple of
-    /// [`VOCABULARY_TILE`] from the matrix's own first row). `targets` count from the matrix's first row too.
+    /// [`VOCABULARY_TILE`] from the matrix's own first row), which are among those [held](Backend::held) here. `targets`
+    /// count from the matrix's first row too.
     ///
     /// # Errors
     /// As [`Backend::linear`].

@@ -1,8 +1,8 @@
 //! The operations of a transformer on packed weights, once per backend.
 //!
 //! [`Backend`] is the trait: about twenty coarse operations over opaque buffers. [`cpu::Cpu`] is the backend that is
-//! always there and whose scalar arithmetic is the definition; [`Sharded`] makes several backends look like one, which
-//! is all that tensor parallelism is. Every formula and rounding point is written down in NUMERICS.md.
+//! always there and whose scalar arithmetic is the definition; [`Rank`](collective::Rank) is a backend among others that
+//! share a model, which is all that tensor parallelism is. Every formula and rounding point is written down in NUMERICS.md.
 //!
 //! Knows tiles, shapes and arithmetic; knows neither models nor files.
 
@@ -17,7 +17,6 @@ mod numerics;
 mod random;
 mod rotation;
 mod route;
-mod sharded;
 
 pub use backend::{
     AttentionShape, Backend, BackendIdentity, HeadTiles, KernelError, Pieces, Quantizer, Treatment,
@@ -26,4 +25,3 @@ pub use backend::{
 pub use numerics::{Compute, NUMERICS_REVISION};
 pub use rotation::Rotation;
 pub use route::{ExpertTokens, Renormalize};
-pub use sharded::Sharded;

@@ -2,7 +2,8 @@
 //! [`crate::block`], and knows nothing of text, protocols or resume files.
 
 use ctq_container::LayerSource;
-use ctq_kernels::{Backend, Compute, Rotation};
+use ctq_kernels::collective::Pipe;
+use ctq_kernels::{Backend, Compute, KernelError, Rotation};
 use ctq_model::Spec;
 use ctq_model::window::{Window, WindowScores};
 
@@ -14,6 +15,7 @@ use crate::observer::Observer;
 use crate::parts::Parts;
 use crate::schedule::{Batch, Schedule};
 use crate::snapshot::Snapshot;
+use crate::stage::Stage;
 use crate::treatment::Acts;
 use crate::weights::{BlockWeights, LinearWeights};
 
@@ -32,6 +34,7 @@ pub struct Engine<'a, B: Backend> {
     pub(crate) parts: Parts<'a, B>,
     settings: Settings,
     schedule: Schedule,
+    stage: Stage<'a>,
 }
 
 impl<'a, B: Backend> Engine<'a, B> {
@@ -39,20 +42,23 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// pool that should do the work.
     pub fn new(backend: &'a B, source: &'a dyn LayerSource, settings: Settings) -> Engine<'a, B> {
         let parts = Parts::new(backend, source, settings.acts);
-        Engine { backend, parts, settings, schedule: Schedule::default() }
+        let stage = Stage::whole(source.inventory().spec.blocks.len());
+        Engine { backend, parts, settings, schedule: Schedule::default(), stage }
+    }
+
+    /// Some of the model's layers.
+    #[must_use]
+    pub fn with_stage(mut self, stage: Stage<'a>) -> Engine<'a, B> {
+        self.stage = stage;
+        self.with_schedule(Schedule::default())
     }
 
     /// The same model by another schedule. Layers that this one keeps stay where they are, others go.
     #[must_use]
     pub fn with_schedule(mut self, schedule: Schedule) -> Engine<'a, B> {
-        self.reschedule(schedule);
-        self
-    }
-
-    /// As [`Engine::with_schedule`], in place.
-    pub(crate) fn reschedule(&mut self, schedule: Schedule) {
-        self.parts.keep(schedule.resident_layers);
+        self.parts.keep(&self.stage, schedule.resident_layers);
         self.schedule = schedule;
+        self
     }
 
     pub(crate) fn spec(&self) -> &'a Spec {
@@ -60,9 +66,10 @@ impl<'a, B: Backend> Engine<'a, B> {
     }
 
     /// Scores the windows of one group: each layer is loaded once for all of them. `vocabulary`: rows of the head that
-    /// the softmax runs over.
+    /// the softmax runs over. A stage that hands its hidden states on has no scores.
     ///
-    /// `resume` continues from a snapshot of the same group, whatever schedule it was taken in.
+    /// `resume` continues from a snapshot of the same group, whatever schedule it was taken in. Ranks that share the
+    /// model give the same one, and interrupt together where one of their observers wants to.
     ///
     /// # Errors
     /// Where a part cannot be read, a hidden state is not finite, the device fails or has no room, or the observer
@@ -80,6 +87,10 @@ impl<'a, B: Backend> Engine<'a, B> {
         let ids: Vec<&[u32]> = windows.iter().map(|window| window.ids.as_slice()).collect();
         let batches = self.batches(&ids);
         let hidden = self.run(&ids, &batches, resume, observer).map_err(|error| of_all(error, windows))?;
+        if let Some(outgoing) = self.stage.outgoing {
+            outgoing.send(self.on_host(&hidden)?)?;
+            return Ok(Vec::new());
+        }
         let (head, rotation) = (self.parts.head()?, self.rotation(0));
         let vocabulary = vocabulary.min(self.spec().vocab);
         let mut scores = Vec::with_capacity(windows.len());
@@ -88,7 +99,7 @@ impl<'a, B: Backend> Engine<'a, B> {
             let (context, windows) = (self.context(&rotation, batch), &windows[batch.windows.clone()]);
             scores.extend(head::score_windows(&context, &head, windows, &hidden, vocabulary)?);
         }
-        observer.advanced(self.spec().blocks.len() + 1);
+        observer.advanced(self.stage.steps());
         Ok(scores)
     }
 
@@ -157,38 +168,47 @@ impl<'a, B: Backend> Engine<'a, B> {
         resume: Option<Snapshot>,
         observer: &dyn Observer,
     ) -> Result<Vec<Hidden<B>>> {
-        let layers = self.spec().blocks.len();
+        let layers = self.stage.layers.clone();
         let rotation = self.rotation(sequences.iter().map(|ids| ids.len()).max().unwrap_or(0));
         let contexts: Vec<_> = batches.iter().map(|batch| self.context(&rotation, batch)).collect();
         let elements: usize = batches.iter().map(Batch::len).sum::<usize>() * self.spec().hidden;
-        let usable = resume.filter(|s| s.hidden.len() == elements && s.layer <= layers);
-        let first = usable.as_ref().map_or(0, |snapshot| snapshot.layer);
+        let usable = resume.filter(|s| s.hidden.len() == elements && s.layer <= layers.end);
+        let first = usable.as_ref().map_or(layers.start, |snapshot| snapshot.layer);
         let mut hidden = self.begin(sequences, batches, &contexts, usable)?;
-        observer.advanced(first);
-        let mut next = if first < layers { Some(self.parts.layer(first)?) } else { None };
-        for index in first..layers {
-            if observer.interrupted() {
+        observer.advanced(first - layers.start);
+        let mut next = if first < layers.end { Some(self.parts.layer(first)?) } else { None };
+        for index in first..layers.end {
+            if self.any(observer.interrupted())? {
                 return Err(Error::Interrupted);
             }
             let weights = next.take().expect("loaded in the round before");
             // The next layer is read and handed over while this one runs.
-            let load = || (index + 1 < layers).then(|| self.parts.layer(index + 1)).transpose();
+            let load = || (index + 1 < layers.end).then(|| self.parts.layer(index + 1)).transpose();
             let (done, loaded) =
                 rayon::join(|| self.run_layer(index, &weights, &contexts, &mut hidden), load);
             done?;
             next = loaded?;
-            observer.advanced(index + 1);
-            if observer.wants_snapshot() {
-                observer.snapshot(self.snapshot(index + 1, elements, &hidden)?)?;
+            observer.advanced(index + 1 - layers.start);
+            // Between two stages the windows of a group are in several places at a time.
+            let wanted = self.stage.is_whole() && self.any(observer.wants_snapshot())?;
+            if wanted && self.backend.peers().rank() == 0 {
+                observer.snapshot(Snapshot { layer: index + 1, hidden: self.on_host(&hidden)? })?;
             }
         }
-        if observer.interrupted() {
+        if self.any(observer.interrupted())? {
             return Err(Error::Interrupted);
         }
         Ok(hidden)
     }
 
-    /// Hidden states before the first layer to run: those of a snapshot, or embeddings.
+    /// Whether any of the ranks that share the model says so.
+    fn any(&self, own: bool) -> Result<bool> {
+        let peers = self.backend.peers();
+        let said = peers.exchange(vec![vec![u8::from(own)]; peers.ranks()])?;
+        Ok(said.iter().any(|said| said == &[1]))
+    }
+
+    /// Hidden states before the first layer to run: those of a snapshot or of the stage before, or embeddings.
     fn begin(
         &self,
         sequences: &[&[u32]],
@@ -197,24 +217,44 @@ impl<'a, B: Backend> Engine<'a, B> {
         resume: Option<Snapshot>,
     ) -> Result<Vec<Hidden<B>>> {
         let width = self.spec().hidden;
-        let table = if resume.is_none() { Some(self.parts.embedding()?) } else { None };
+        let ready = match (resume, self.stage.incoming) {
+            (Some(Snapshot { hidden, .. }), _) => Some(hidden),
+            (None, Some(incoming)) => Some(self.received(incoming, batches)?),
+            (None, None) => None,
+        };
+        let table = if ready.is_none() { Some(self.parts.embedding()?) } else { None };
         let mut row = 0;
         let begin = |(batch, context): (&Batch, &Context<'_, B>)| {
             let rows = row..row + batch.len();
             row = rows.end;
-            let buffer = match (&table, &resume) {
-                (Some(table), _) => {
-                    self.embed_batch(table, &sequences[batch.windows.clone()], batch.windows.start)?
-                }
-                (None, Some(Snapshot { hidden, .. })) => {
+            let buffer = match (&table, &ready) {
+                (_, Some(hidden)) => {
                     self.backend.upload(width, &hidden[rows.start * width..rows.end * width])?
                 }
-                (None, None) => unreachable!("without a snapshot there is an embedding"),
+                (Some(table), None) => {
+                    self.embed_batch(table, &sequences[batch.windows.clone()], batch.windows.start)?
+                }
+                (None, None) => unreachable!("hidden states that are not there are embedded"),
             };
             context.check(&self.spec().embedding, &buffer)?;
             Hidden::put(self.backend, width, buffer, self.schedule.hidden)
         };
         batches.iter().zip(contexts).map(begin).collect()
+    }
+
+    /// Hidden states of the stage before.
+    fn received(&self, incoming: &dyn Pipe, batches: &[Batch]) -> Result<Vec<f32>> {
+        let hidden = incoming.receive()?;
+        let elements = batches.iter().map(Batch::len).sum::<usize>() * self.spec().hidden;
+        if hidden.len() == elements {
+            return Ok(hidden);
+        }
+        let what = format!(
+            "the stage before layer {} handed on {} elements where {elements} were due: it runs other windows, or another model; start all ranks with the same command",
+            self.stage.layers.start,
+            hidden.len()
+        );
+        Err(KernelError::Lost { what }.into())
     }
 
     /// One layer over all batches, one after the other.
@@ -232,13 +272,13 @@ impl<'a, B: Backend> Engine<'a, B> {
         Ok(())
     }
 
-    /// The hidden states of all batches, `elements` in all, in the order of the group's windows.
-    fn snapshot(&self, layer: usize, elements: usize, hidden: &[Hidden<B>]) -> Result<Snapshot> {
-        let mut all = Vec::with_capacity(elements);
+    /// The hidden states of all batches, in the order of the group's windows.
+    fn on_host(&self, hidden: &[Hidden<B>]) -> Result<Vec<f32>> {
+        let mut all = Vec::new();
         for batch in hidden {
             batch.append_to(self.backend, &mut all)?;
         }
-        Ok(Snapshot { layer, hidden: all })
+        Ok(all)
     }
 }
 
@@ -258,6 +298,7 @@ fn of_all(error: Error, group: &[Window]) -> Error {
         | Error::TooSmall(_)
         | Error::NoRoom { .. }
         | Error::Interrupted
+        | Error::Scores(_)
         | Error::Snapshot { .. }) => other,
     }
 }

@@ -73,6 +73,9 @@ pub enum Error {
     /// The observer asked to stop.
     #[error("interrupted")]
     Interrupted,
+    /// Scores could not be kept.
+    #[error("{0}")]
+    Scores(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A snapshot could not be written.
     #[error("{}: {source}; free some space or set CTQ_CACHE to another folder", path.display())]
     Snapshot {
@@ -97,6 +100,7 @@ impl Error {
             | Error::NonFinite { .. }
             | Error::TokenOutOfRange { .. }
             | Error::Interrupted
+            | Error::Scores(_)
             | Error::Snapshot { .. } => None,
         }
     }

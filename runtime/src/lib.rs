@@ -3,39 +3,47 @@
 //! [`Engine`] is the layer loop: for each layer load, run all windows of a group, drop; the next layer is loaded
 //! meanwhile. Inside a group, batches of windows go through a layer one after the other. There is no other path, so
 //! memory is two layers, what a batch makes of itself and the hidden states of a group, and each weight is read once a
-//! group. [`plan()`] cuts a run by the memory there is and [`Run`] scores it, with less where a device has no room. The
-//! scores do not depend on groups, batches, threads, shards or interruptions.
+//! group. [`arrange`] gives windows, layers and rows to devices, [`plan()`] cuts the work of each by the memory there is,
+//! and [`crew::run`] does it, with less where a device has no room. The scores do not depend on groups, batches, threads,
+//! replicas, stages, ranks or interruptions.
 //!
 //! Knows blocks and their order; knows neither files, tokenizers nor protocols, and leaves arithmetic to the kernels.
 
 mod block;
+pub mod crew;
 mod engine;
 mod error;
 mod experts;
 mod groups;
 mod head;
 mod hidden;
+mod layout;
 mod lockstep;
 mod needs;
 mod observer;
 mod parts;
 mod plan;
-mod run;
+mod plans;
 mod schedule;
 mod score;
 mod snapshot;
+mod stage;
+mod traffic;
 mod treatment;
 mod weights;
 
 pub use engine::{Engine, Settings};
 pub use error::{Error, Result};
 pub use groups::groups;
+pub use layout::{Arranged, CannotArrange, Layout, Seat, Wish, arrange};
 pub use lockstep::Lockstep;
 pub use needs::Needs;
 pub use observer::Observer;
-pub use plan::{PLENTY_TOKENS, Plan, Pool, TooSmall, plan};
-pub use run::{Outcome, Replanned, Resources, Run};
+pub use plan::{PLENTY_TOKENS, Plan, Pool, TooSmall, plan, plan_stages};
+pub use plans::{Plans, ReplicaPlan};
 pub use schedule::{HiddenPlace, Schedule};
 pub use score::HEAD_ROWS;
 pub use snapshot::Snapshot;
+pub use stage::Stage;
+pub use traffic::{gathered_in_layer, handed_on, received_in_layer};
 pub use treatment::Acts;

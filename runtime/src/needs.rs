@@ -1,6 +1,8 @@
 //! What a model takes while it runs, in bytes: its packed parts, and what a token makes of itself. Estimates from the
 //! model as data; decides nothing.
 
+use std::ops::Range;
+
 use ctq_container::MatrixRecord;
 use ctq_model::Spec;
 use ctq_model::inventory::{Inventory, Part, PartInventory};
@@ -28,8 +30,8 @@ pub struct Needs {
 }
 
 impl Needs {
-    /// What a model takes when `ranks` share each linear: its weights once, all activations once a rank.
-    pub fn of(inventory: &Inventory, ranks: usize) -> Needs {
+    /// What a model takes on one rank that holds all of it.
+    pub fn of(inventory: &Inventory) -> Needs {
         let spec = &inventory.spec;
         let layers: Vec<u64> =
             (0..spec.blocks.len()).map(|index| packed_bytes(inventory.part(Part::Layer(index)))).collect();
@@ -41,10 +43,22 @@ impl Needs {
             layers,
             embedding,
             head: if spec.tied() { embedding } else { own_head },
-            hidden: hidden * ranks as u64,
+            hidden,
             hidden_on_host: hidden,
-            activations: (4 * ranks * activations(spec)) as u64,
+            activations: (4 * activations(spec)) as u64,
         }
+    }
+
+    /// What one of `ranks` ranks takes of some of the layers: its rows of every matrix, and all that a token takes.
+    #[must_use]
+    pub fn share(&self, layers: &Range<usize>, ranks: usize) -> Needs {
+        let part = |bytes: u64| bytes.div_ceil(ranks as u64);
+        let (begins, ends) = (layers.start == 0, layers.end == self.layers.len());
+        let share: Vec<u64> = self.layers[layers.clone()].iter().map(|bytes| part(*bytes)).collect();
+        let embedding = if begins { part(self.embedding) } else { 0 };
+        let head = if ends { part(self.head) } else { 0 };
+        let all = if begins && ends { part(self.all) } else { share.iter().sum::<u64>() + embedding + head };
+        Needs { layers: share, embedding, head, all, ..self.clone() }
     }
 
     /// The most that is on the device when parts pass through it: two layers, for the next is loaded while one runs;

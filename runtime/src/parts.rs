@@ -8,6 +8,7 @@ use ctq_model::Spec;
 use ctq_model::inventory::Part;
 
 use crate::error::{Error, Result};
+use crate::stage::Stage;
 use crate::treatment::Acts;
 use crate::weights::{BlockWeights, LinearWeights, Loader};
 
@@ -26,11 +27,13 @@ struct Ends<B: Backend> {
     head: Kept<HeadWeights<B>>,
 }
 
-/// Loads parts; keeps the first layers, and with all of them the embedding and the head.
+/// Loads parts; keeps the first layers of a stage, and with all of them what stands before and after them.
 pub(crate) struct Parts<'a, B: Backend> {
     backend: &'a B,
     source: &'a dyn LayerSource,
     acts: Acts,
+    /// The first layer that is kept.
+    first: usize,
     layers: Vec<Kept<BlockWeights<B>>>,
     ends: Option<Ends<B>>,
 }
@@ -38,18 +41,15 @@ pub(crate) struct Parts<'a, B: Backend> {
 impl<'a, B: Backend> Parts<'a, B> {
     /// Keeps nothing yet.
     pub(crate) fn new(backend: &'a B, source: &'a dyn LayerSource, acts: Acts) -> Parts<'a, B> {
-        Parts { backend, source, acts, layers: Vec::new(), ends: None }
+        Parts { backend, source, acts, first: 0, layers: Vec::new(), ends: None }
     }
 
-    /// Keeps the first `layers` layers from now on; what is kept already and is not among them goes.
-    pub(crate) fn keep(&mut self, layers: usize) {
-        let all = self.spec().blocks.len();
-        self.layers.resize_with(layers.min(all), OnceLock::new);
-        if layers < all {
-            self.ends = None;
-        } else if self.ends.is_none() {
-            self.ends = Some(Ends { embedding: OnceLock::new(), head: OnceLock::new() });
-        }
+    /// Keeps the first `layers` layers of a stage from now on, and nothing that was kept before.
+    pub(crate) fn keep(&mut self, stage: &Stage<'_>, layers: usize) {
+        let all = stage.layers.len();
+        self.first = stage.layers.start;
+        self.layers = std::iter::repeat_with(OnceLock::new).take(layers.min(all)).collect();
+        self.ends = (layers >= all).then(|| Ends { embedding: OnceLock::new(), head: OnceLock::new() });
     }
 
     pub(crate) fn spec(&self) -> &'a Spec {
@@ -58,7 +58,8 @@ impl<'a, B: Backend> Parts<'a, B> {
 
     /// A layer.
     pub(crate) fn layer(&self, index: usize) -> Result<Arc<BlockWeights<B>>> {
-        kept(self.layers.get(index), || {
+        let slot = index.checked_sub(self.first).and_then(|index| self.layers.get(index));
+        kept(slot, || {
             self.load(Part::Layer(index), self.acts, |loader| loader.block(&self.spec().blocks[index]))
         })
     }

@@ -63,6 +63,8 @@ impl Pool {
 pub struct Plan {
     /// Windows that share one loading of each layer, in order.
     pub groups: Vec<Range<usize>>,
+    /// Tokens that a group may have, unless it is one window.
+    pub group_tokens: u64,
     /// How each group runs.
     pub schedule: Schedule,
     /// Bytes that the backend is foreseen to take at most; where it computes in host memory, without weights.
@@ -91,12 +93,50 @@ pub struct TooSmall {
 /// # Errors
 /// Where a device has no room for the longest window by itself. In host memory one window always runs.
 pub fn plan(needs: &Needs, pool: Pool, scratch: u64, lengths: &[usize]) -> Result<Plan, TooSmall> {
-    let windows = Windows::new(lengths);
+    plan_windows(needs, pool, scratch, &Windows::new(lengths, u64::MAX))
+}
+
+/// Groups in flight for each stage: some of the time at the beginning and the end a stage has nothing to do, one part in
+/// as many.
+const GROUPS_IN_FLIGHT: usize = 4;
+
+/// As [`plan()`] for stages that hand groups from one to the next: the groups are the same for all, and there are enough
+/// for all stages to work at a time. `needs`: of each stage.
+///
+/// # Errors
+/// As [`plan()`].
+pub fn plan_stages(
+    needs: &[Needs],
+    pool: Pool,
+    scratch: u64,
+    lengths: &[usize],
+) -> Result<Vec<Plan>, TooSmall> {
+    let total: usize = lengths.iter().sum();
+    let mut most = match needs.len() {
+        0 | 1 => u64::MAX,
+        stages => (total / (stages * GROUPS_IN_FLIGHT)).max(1) as u64,
+    };
+    loop {
+        let windows = Windows::new(lengths, most);
+        let plans: Vec<Plan> = needs
+            .iter()
+            .map(|needs| plan_windows(needs, pool, scratch, &windows))
+            .collect::<Result<_, _>>()?;
+        if plans.windows(2).all(|pair| pair[0].groups == pair[1].groups) {
+            return Ok(plans);
+        }
+        // What the stage with the least room can do, all can.
+        let least = plans.iter().map(|plan| plan.group_tokens).min().unwrap_or(most);
+        most = if least < most { least } else { most - most.div_ceil(8) };
+    }
+}
+
+fn plan_windows(needs: &Needs, pool: Pool, scratch: u64, windows: &Windows<'_>) -> Result<Plan, TooSmall> {
     match pool {
-        Pool::Shared(budget) => Ok(shared(needs, budget, scratch, &windows)),
+        Pool::Shared(budget) => Ok(shared(needs, budget, scratch, windows)),
         Pool::Separate { device, host } => {
             let room = Room { needs, device, host, scratch };
-            room.resident(&windows).map_or_else(|| room.streaming(&windows), Ok)
+            room.resident(windows).map_or_else(|| room.streaming(windows), Ok)
         }
     }
 }
@@ -106,19 +146,31 @@ struct Windows<'a> {
     lengths: &'a [usize],
     total: u64,
     longest: u64,
+    /// Tokens that a group may have however much room there is.
+    most: u64,
+}
+
+/// Groups of windows.
+struct Cut {
+    groups: Vec<Range<usize>>,
+    /// Tokens that each may have.
+    tokens: u64,
+    /// Tokens of the largest.
+    largest: u64,
 }
 
 impl<'a> Windows<'a> {
-    fn new(lengths: &'a [usize]) -> Windows<'a> {
+    fn new(lengths: &'a [usize], most: u64) -> Windows<'a> {
         let longest = lengths.iter().copied().max().unwrap_or(0) as u64;
-        Windows { lengths, total: lengths.iter().sum::<usize>() as u64, longest }
+        Windows { lengths, total: lengths.iter().sum::<usize>() as u64, longest, most }
     }
 
-    /// Groups of at most `tokens` tokens, and the tokens of the largest.
-    fn cut(&self, tokens: u64) -> (Vec<Range<usize>>, u64) {
+    /// Groups of at most `tokens` tokens.
+    fn cut(&self, tokens: u64) -> Cut {
+        let tokens = tokens.min(self.most);
         let groups = groups(self.lengths, usize::try_from(tokens).unwrap_or(usize::MAX));
         let largest = groups.iter().map(|group| self.lengths[group.clone()].iter().sum::<usize>()).max();
-        (groups, largest.unwrap_or(0) as u64)
+        Cut { groups, tokens, largest: largest.unwrap_or(0) as u64 }
     }
 
     /// Tokens of a batch that may have `tokens`: no more than are plenty, no less than one window.
@@ -136,9 +188,10 @@ fn shared(needs: &Needs, budget: u64, scratch: u64, windows: &Windows<'_>) -> Pl
     let left = budget.saturating_sub(scratch);
     let batch = windows.batch(left / (needs.activations + needs.hidden).max(1));
     let rest = left.saturating_sub(batch.min(windows.total) * needs.activations);
-    let (groups, largest) = windows.cut(rest / needs.hidden.max(1));
+    let Cut { groups, tokens, largest } = windows.cut(rest / needs.hidden.max(1));
     Plan {
         groups,
+        group_tokens: tokens,
         schedule: Schedule { batch_tokens: batch as usize, hidden: HiddenPlace::Device, resident_layers: 0 },
         device_bytes: scratch + batch.min(largest) * needs.activations + largest * needs.hidden,
         host_bytes: 0,
@@ -182,9 +235,9 @@ impl Room<'_> {
         if enough * (hidden + activations) > room {
             return None;
         }
-        let (groups, largest) = windows.cut((room - enough * activations) / hidden.max(1));
-        let batch = windows.batch((room - largest * hidden) / activations.max(1));
-        Some(self.plan(groups, largest, batch, HiddenPlace::Device, weights))
+        let cut = windows.cut((room - enough * activations) / hidden.max(1));
+        let batch = windows.batch((room - cut.largest * hidden) / activations.max(1));
+        Some(self.plan(cut, batch, HiddenPlace::Device, weights))
     }
 
     /// Hidden states wait on the host; the device has those of one batch.
@@ -195,9 +248,9 @@ impl Room<'_> {
         if windows.longest * token > room || windows.longest * on_host > self.host {
             return None;
         }
-        let (groups, largest) = windows.cut(self.host / on_host);
+        let cut = windows.cut(self.host / on_host);
         let batch = windows.batch(room / token.max(1));
-        Some(self.plan(groups, largest, batch, HiddenPlace::Host, weights))
+        Some(self.plan(cut, batch, HiddenPlace::Host, weights))
     }
 
     /// Batches of one window, their hidden states on the device: the least that there can be.
@@ -208,18 +261,12 @@ impl Room<'_> {
             return Err(TooSmall { tokens: windows.longest as usize, needed, budget: self.device });
         }
         let room = self.beside(weights) - windows.longest * activations;
-        let (groups, largest) = windows.cut(room / hidden.max(1));
-        Ok(self.plan(groups, largest, windows.longest, HiddenPlace::Device, weights))
+        let cut = windows.cut(room / hidden.max(1));
+        Ok(self.plan(cut, windows.longest, HiddenPlace::Device, weights))
     }
 
-    fn plan(
-        &self,
-        groups: Vec<Range<usize>>,
-        largest: u64,
-        batch: u64,
-        hidden: HiddenPlace,
-        weights: u64,
-    ) -> Plan {
+    fn plan(&self, cut: Cut, batch: u64, hidden: HiddenPlace, weights: u64) -> Plan {
+        let Cut { groups, tokens, largest } = cut;
         let batch_rows = batch.min(largest);
         let waiting = match hidden {
             HiddenPlace::Device => largest,
@@ -227,6 +274,7 @@ impl Room<'_> {
         };
         Plan {
             groups,
+            group_tokens: tokens,
             schedule: Schedule { batch_tokens: batch as usize, hidden, resident_layers: 0 },
             device_bytes: self.scratch
                 + weights

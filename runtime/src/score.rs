@@ -1,5 +1,8 @@
 //! From the last hidden states to negative log-likelihoods, without ever holding the vocabulary.
 
+use std::ops::Range;
+
+use ctq_kernels::collective::Peers;
 use ctq_kernels::{Backend, HeadTiles, VOCABULARY_TILE};
 
 use crate::block::Context;
@@ -24,18 +27,76 @@ pub(crate) fn score<B: Backend>(
 ) -> Result<Vec<f64>> {
     let backend = context.backend;
     let operand = backend.prepare(hidden, &head.input, context.compute, context.windows)?;
+    let rows = targets.len();
     let targets: Vec<Option<u32>> = targets.iter().map(|target| Some(*target)).collect();
-    let block = (LOGITS_BYTES / 4 / targets.len().max(1)) / VOCABULARY_TILE * VOCABULARY_TILE;
+    let block = (LOGITS_BYTES / 4 / rows.max(1)) / VOCABULARY_TILE * VOCABULARY_TILE;
     let block = block.clamp(VOCABULARY_TILE, HEAD_ROWS);
-    let mut folds = vec![Fold::default(); targets.len()];
-    for start in (0..vocabulary).step_by(block) {
-        let rows = start..vocabulary.min(start + block);
-        let tiles = backend
-            .head(&operand, &head.matrix, rows, &targets, context.compute)
-            .map_err(|source| Error::Kernel { module: head.module.clone(), source })?;
-        fold(&mut folds, &tiles);
+    let held = backend.held(&head.matrix);
+    let held = held.start.min(vocabulary)..held.end.min(vocabulary);
+    let blocks = held.clone().step_by(block).map(|start| {
+        let vocabulary = start..held.end.min(start + block);
+        let tiles = backend.head(&operand, &head.matrix, vocabulary, &targets, context.compute);
+        tiles.map_err(|source| Error::Kernel { module: head.module.clone(), source })
+    });
+    if backend.peers().ranks() > 1 {
+        return across(backend.peers(), &blocks.collect::<Result<Vec<_>>>()?, rows);
+    }
+    let mut folds = vec![Fold::default(); rows];
+    for tiles in blocks {
+        fold(&mut folds, &tiles?);
     }
     Ok(folds.iter().map(Fold::nll).collect())
+}
+
+/// The same where each rank has tiles of its own part of the vocabulary: each folds some of the rows over all tiles, and
+/// all get all results.
+fn across(peers: &dyn Peers, own: &[HeadTiles], rows: usize) -> Result<Vec<f64>> {
+    let rows_of = |rank: usize| rank * rows / peers.ranks()..(rank + 1) * rows / peers.ranks();
+    let parts = (0..peers.ranks()).map(|rank| to_bytes(own, rows_of(rank))).collect();
+    let own_rows = rows_of(peers.rank()).len();
+    let mut folds = vec![Fold::default(); own_rows];
+    for part in peers.exchange(parts)? {
+        fold(&mut folds, &from_bytes(&part, own_rows));
+    }
+    let nll: Vec<u8> = folds.iter().flat_map(|fold| fold.nll().to_le_bytes()).collect();
+    let all = peers.exchange(vec![nll; peers.ranks()])?.concat();
+    Ok(all.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("eight bytes"))).collect())
+}
+
+/// Rows `rows` of several runs of tiles, one after the other: of each row its target's logit where it is
+/// here, then largest logit and sum of every tile.
+fn to_bytes(runs: &[HeadTiles], rows: Range<usize>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for row in rows {
+        let target = runs.iter().find_map(|tiles| tiles.targets[row]);
+        bytes.push(u8::from(target.is_some()));
+        bytes.extend(target.unwrap_or_default().to_le_bytes());
+        for tiles in runs {
+            for (largest, sum) in &tiles.partials[row * tiles.tiles..(row + 1) * tiles.tiles] {
+                bytes.extend(largest.to_le_bytes());
+                bytes.extend(sum.to_le_bytes());
+            }
+        }
+    }
+    bytes
+}
+
+fn from_bytes(bytes: &[u8], rows: usize) -> HeadTiles {
+    const TARGET: usize = 5;
+    const TILE: usize = 12;
+    let row_bytes = bytes.len().checked_div(rows).unwrap_or(0);
+    let mut all = HeadTiles { tiles: row_bytes.saturating_sub(TARGET) / TILE, ..HeadTiles::default() };
+    let float = |b: &[u8]| f32::from_le_bytes(b[..4].try_into().expect("four bytes"));
+    for row in bytes.chunks_exact(row_bytes.max(1)) {
+        let (target, tiles) = row.split_at(TARGET);
+        all.targets.push((target[0] == 1).then(|| float(&target[1..])));
+        all.partials.extend(
+            tiles
+                .chunks_exact(TILE)
+                .map(|tile| (float(tile), f64::from_le_bytes(tile[4..].try_into().expect("eight bytes")))),
+        );
+    }
+    all
 }
 
 fn fold(folds: &mut [Fold], tiles: &HeadTiles) {

@@ -7,6 +7,7 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
+use ctq_kernels::collective::Peers;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
@@ -46,6 +47,22 @@ impl Snapshot {
         write().map_err(|source| Error::Snapshot { path: path.to_owned(), source })
     }
 
+    /// What the first of several ranks has, for all of them.
+    pub(crate) fn shared(peers: &dyn Peers, own: Option<Snapshot>) -> Result<Option<Snapshot>> {
+        if peers.ranks() == 1 {
+            return Ok(own);
+        }
+        let bytes = own.map_or_else(Vec::new, |Snapshot { layer, hidden }| {
+            let values = hidden.iter().flat_map(|value| value.to_le_bytes());
+            (layer as u64).to_le_bytes().into_iter().chain(values).collect()
+        });
+        let from = peers.exchange(vec![bytes; peers.ranks()])?;
+        Ok(from[0].split_at_checked(8).map(|(layer, hidden)| Snapshot {
+            layer: u64::from_le_bytes(layer.try_into().expect("eight bytes")) as usize,
+            hidden: floats(hidden),
+        }))
+    }
+
     /// Reads a snapshot; `None` where there is none, or none of this key.
     pub fn load(path: &Path, key: &str) -> Option<Snapshot> {
         let bytes = fs::read(path).ok()?;
@@ -56,9 +73,12 @@ impl Snapshot {
         if checksum != digest(key, layer, body) || body.len() % 4 != 0 {
             return None;
         }
-        let hidden = body.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes")));
-        Some(Snapshot { layer, hidden: hidden.collect() })
+        Some(Snapshot { layer, hidden: floats(body) })
     }
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect()
 }
 
 fn digest(key: &str, layer: usize, body: &[u8]) -> [u8; 32] {

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use ctq_container::{PartTiles, RawVector};
 use ctq_kernels::{Backend, Pieces, Quantizer, Treatment};
 use ctq_model::inventory::{Linear, LinearClass, PartInventory};
-use ctq_model::spec::{BlockSpec, FfnSpec, GatedSpec};
+use ctq_model::scheme::ActivationScale;
+use ctq_model::spec::{AttentionSpec, BlockSpec, FfnSpec, GatedSpec};
 
 use crate::error::{Error, Result};
 use crate::treatment::{self, Acts, KvQuantizers, floats};
@@ -75,13 +76,19 @@ impl<'a, B: Backend> Loader<'a, B> {
     }
 
     pub(crate) fn linear(&self, module: &str) -> Result<LinearWeights<B>> {
+        self.linear_in(
+            module,
+            match self.linears[module].class {
+                LinearClass::Embedding | LinearClass::Head => Pieces::VocabularyTiles,
+                LinearClass::Attention | LinearClass::Ffn | LinearClass::Expert | LinearClass::Router => {
+                    Pieces::Atoms
+                }
+            },
+        )
+    }
+
+    fn linear_in(&self, module: &str, pieces: Pieces) -> Result<LinearWeights<B>> {
         let linear = self.linears[module];
-        let pieces = match linear.class {
-            LinearClass::Embedding | LinearClass::Head => Pieces::VocabularyTiles,
-            LinearClass::Attention | LinearClass::Ffn | LinearClass::Expert | LinearClass::Router => {
-                Pieces::Atoms
-            }
-        };
         let matrix = self
             .backend
             .matrix(&self.tiles.matrices[module], 0..linear.n, pieces)
@@ -103,19 +110,42 @@ impl<'a, B: Backend> Loader<'a, B> {
         })
     }
 
+    /// Whether nothing before attention looks beyond one head, so that ranks may hold whole heads and gather none.
+    fn heads_stand_alone(
+        &self,
+        attention: &AttentionSpec,
+        qk_norm: Option<&(Vec<f32>, Vec<f32>)>,
+        kv: Option<&KvQuantizers>,
+    ) -> bool {
+        let stored = |quantizer: &Quantizer| quantizer.activation.scale == ActivationScale::Static;
+        let quantized_output =
+            |module: &str| self.acts != Acts::Off && self.linears[module].scheme.output.is_some();
+        attention.head_dim.is_multiple_of(Pieces::Atoms.rows())
+            && qk_norm.is_none_or(|(q, k)| q.len() == attention.head_dim && k.len() == attention.head_dim)
+            && kv.is_none_or(|kv| stored(&kv.k) && stored(&kv.v) && kv.q.as_ref().is_none_or(stored))
+            && ![&attention.q, &attention.k, &attention.v].into_iter().any(|module| quantized_output(module))
+    }
+
     pub(crate) fn block(&self, block: &BlockSpec) -> Result<BlockWeights<B>> {
         let attention = &block.attention;
         let kv = match self.acts {
             Acts::Off => None,
             Acts::Library | Acts::Kernel => self.kv.map(|scheme| treatment::kv(scheme, self.vectors())),
         };
+        let qk_norm = attention.qk_norm.as_ref().map(|(q, k)| (self.norm(q), self.norm(k)));
+        let (queries, keys) = if self.heads_stand_alone(attention, qk_norm.as_ref(), kv.as_ref()) {
+            let (head_dim, group) = (attention.head_dim, attention.heads / attention.kv_heads);
+            (Pieces::Heads { head_dim }, Pieces::KvHeads { head_dim, group })
+        } else {
+            (Pieces::Atoms, Pieces::Atoms)
+        };
         Ok(BlockWeights {
             attention_norm: self.norm(&block.attention_norm),
-            q: self.linear(&attention.q)?,
-            k: self.linear(&attention.k)?,
-            v: self.linear(&attention.v)?,
+            q: self.linear_in(&attention.q, queries)?,
+            k: self.linear_in(&attention.k, keys)?,
+            v: self.linear_in(&attention.v, keys)?,
             o: self.linear(&attention.o)?,
-            qk_norm: attention.qk_norm.as_ref().map(|(q, k)| (self.norm(q), self.norm(k))),
+            qk_norm,
             kv,
             ffn_norm: self.norm(&block.ffn_norm),
             ffn: match &block.ffn {

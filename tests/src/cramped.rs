@@ -1,6 +1,7 @@
 //! The CPU as a device with little room: linears of too many rows fail, as an allocation on a full device does.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ctq_container::TiledMatrix;
@@ -14,16 +15,16 @@ use ctq_kernels::{
 pub const WANTED: u64 = 12_345;
 
 /// A CPU that has room for linears of so many rows.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Cramped {
     cpu: Cpu,
-    rows: AtomicUsize,
+    rows: Arc<AtomicUsize>,
 }
 
 impl Cramped {
     /// Room for linears of `rows` rows.
     pub fn new(rows: usize) -> Cramped {
-        Cramped { cpu: Cpu::detect(), rows: AtomicUsize::new(rows) }
+        Cramped { cpu: Cpu::detect(), rows: Arc::new(AtomicUsize::new(rows)) }
     }
 
     /// From now on there is room for `rows` rows.
@@ -50,6 +51,10 @@ impl Backend for Cramped {
 
     fn rows(&self, matrix: &CpuMatrix) -> usize {
         self.cpu.rows(matrix)
+    }
+
+    fn elements(&self, buffer: &CpuBuffer) -> usize {
+        self.cpu.elements(buffer)
     }
 
     fn zeros(&self, rows: usize, width: usize) -> Result<CpuBuffer> {

@@ -9,12 +9,13 @@ use std::process::Command;
 use serde_json::Value;
 
 /// What each crate may import of ours: exactly this, no more and no less.
-const IMPORTS: [(&str, &[&str]); 8] = [
+const IMPORTS: [(&str, &[&str]); 9] = [
     ("ctq-model", &[]),
     ("ctq-container", &["ctq-model"]),
     ("ctq-convert", &["ctq-container", "ctq-model"]),
     ("ctq-kernels", &["ctq-container", "ctq-model"]),
     ("ctq-runtime", &["ctq-container", "ctq-kernels", "ctq-model"]),
+    ("ctq-cluster", &["ctq-kernels"]),
     ("ctq-reference", &["ctq-model"]),
     ("ctq-eval", &["ctq-model"]),
     ("ctq-verify", &["ctq-container", "ctq-convert", "ctq-model", "ctq-reference", "ctq-runtime"]),

@@ -3,16 +3,18 @@
 //! In f32 both give the same bits, in every mode of activations. In bf16 tensor cores sum in another order, so logits
 //! and layers are held within bounds. And the CUDA engine against itself: however the work is cut, the same bits.
 
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
 use ctq_container::LayerSource;
 use ctq_eval::protocol::{Overrides, Protocol};
 use ctq_eval::text::Text;
 use ctq_eval::tokens::Tokenizer;
+use ctq_kernels::collective::{PeerCopies, Rank, team};
 use ctq_kernels::cpu::Cpu;
 use ctq_kernels::cuda::Cuda;
 use ctq_kernels::cuda::emulated::{CopyTime, Dense, Emulated, Schedule, ThreadOrder};
-use ctq_kernels::{Backend, Compute, Sharded};
+use ctq_kernels::{Backend, Compute};
 use ctq_model::window::{Window, WindowScores};
 use ctq_runtime::{Acts, Engine, Lockstep};
 use ctq_tests::{assets, models};
@@ -28,6 +30,11 @@ const TOKENS: usize = 70;
 
 fn emulated() -> Cuda<Emulated> {
     Cuda::new(Emulated::new(Schedule { order: ThreadOrder::DepthFirst, copies: CopyTime::Lazy }))
+}
+
+/// Ranks on devices that do not see one another's memory.
+fn on_devices_of_their_own(ranks: usize) -> Vec<Rank<Cuda<Emulated>>> {
+    PeerCopies::team(ranks).into_iter().map(|peers| Rank::new(emulated(), Box::new(peers))).collect()
 }
 
 /// Every tiny checkpoint of the repository, and the fixtures where they are.
@@ -193,8 +200,11 @@ fn the_same_bits_however_the_work_is_cut() {
                 };
                 assert_eq!(bits(&found), bits(&plain), "{}: {how}", folder.display());
             };
-            let ranks = (0..3).map(|_| emulated()).collect();
-            same("3 ranks", scores(&Sharded::new(ranks), &folder, &windows, acts, compute));
+            let ranks = on_devices_of_their_own(3);
+            let found = team::run(&ranks, NonZero::<usize>::MIN, |rank| {
+                Ok::<_, ctq_runtime::Error>(scores(rank, &folder, &windows, acts, compute))
+            });
+            found.into_iter().for_each(|found| same("3 ranks", found.expect("scores")));
             let alone = windows
                 .iter()
                 .flat_map(|window| scores(&emulated(), &folder, std::slice::from_ref(window), acts, compute));

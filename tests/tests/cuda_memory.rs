@@ -4,12 +4,14 @@
 use ctq_container::LayerSource;
 use ctq_convert::TiledCheckpoint;
 use ctq_kernels::Compute;
+use ctq_kernels::collective::Rank;
 use ctq_kernels::cpu::Cpu;
 use ctq_kernels::cuda::Cuda;
 use ctq_kernels::cuda::emulated::{Emulated, Schedule};
 use ctq_model::window::{Window, WindowScores};
-use ctq_runtime::{Acts, Engine, HiddenPlace, Needs, Outcome, Pool, Resources, Run};
-use ctq_tests::{assets, models};
+use ctq_runtime::crew::Resources;
+use ctq_runtime::{Acts, Engine, HiddenPlace, Layout, Needs, Pool};
+use ctq_tests::{assets, crews, models};
 
 const WINDOWS: usize = 8;
 const TOKENS: usize = 60;
@@ -38,7 +40,7 @@ fn what_is_planned_is_enough() {
         let cpu = Cpu::detect();
         let plain = Engine::new(&cpu, &source, settings).score(&windows(&source), usize::MAX, None, &());
         let plain = bits(&plain.expect("scores"));
-        let needs = Needs::of(source.inventory(), 1);
+        let needs = Needs::of(source.inventory());
         let token = needs.hidden + needs.activations;
         // All layers stay; they pass through; hidden states wait on the host; one window at a time.
         let pass = needs.layers.iter().sum::<u64>().max(needs.embedding).max(needs.head);
@@ -53,19 +55,15 @@ fn what_is_planned_is_enough() {
         for (device, host) in budgets {
             let device = SCRATCH + device;
             let cuda = Cuda::new(Emulated::new(Schedule::ALL[0]).with_capacity(device as usize));
-            let resources = Resources { pool: Pool::Separate { device, host }, scratch: SCRATCH, ranks: 1 };
-            let run = Run::new(&cuda, &source, settings, windows(&source), usize::MAX, resources);
-            let mut run = run.unwrap_or_else(|error| panic!("{name}: {error}"));
-            seen.push((run.plan().schedule.resident_layers > 0, run.plan().schedule.hidden));
-            let mut scores = Vec::new();
-            while run.next_group().is_some() {
-                match run.score_group(None, &()).unwrap_or_else(|error| panic!("{name}: {error}")) {
-                    Outcome::Scored(group) => scores.extend(group),
-                    Outcome::Replanned(replanned) => {
-                        panic!("{name} with {device} and {host} bytes: {replanned}")
-                    }
-                }
-            }
+            let resources = Resources { pool: Pool::Separate { device, host }, scratch: SCRATCH };
+            let model = crews::Model { source: &source, settings, resources };
+            let seats = || vec![Rank::alone(cuda.another_rank())];
+            let told = crews::run(model, Layout::ONE, &windows(&source), seats, |_| {});
+            let told = told.unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert!(told.replanned.is_empty(), "{name} with {device} and {host} bytes: {:?}", told.replanned);
+            let schedule = told.plans[0].replicas[0].stages[0].schedule;
+            seen.push((schedule.resident_layers > 0, schedule.hidden));
+            let scores = told.scores;
             assert_eq!(bits(&scores), plain, "{name} with {device} bytes");
         }
         assert!(seen.iter().any(|(resident, _)| *resident) && seen.iter().any(|(resident, _)| !resident));

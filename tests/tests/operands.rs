@@ -4,16 +4,18 @@
 #[path = "../../reference/tests/single_module/mod.rs"]
 mod single_module;
 
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
 use ctq_container::LayerSource;
 use ctq_convert::{codec, tile};
+use ctq_kernels::collective::team;
 use ctq_kernels::cpu::Cpu;
-use ctq_kernels::{Backend, Compute, Pieces, Sharded};
+use ctq_kernels::{Backend, Compute, Pieces};
 use ctq_model::inventory::Part;
 use ctq_model::{Checkpoint, Inventory};
 use ctq_reference::Reference;
-use ctq_runtime::{Acts, Engine, Lockstep};
+use ctq_runtime::{Acts, Engine, Error, Lockstep};
 use ctq_tests::compare::same_bits;
 use ctq_tests::safetensors_file::SafetensorsFile;
 use ctq_tests::{assets, models};
@@ -79,8 +81,10 @@ fn check_case(path: &Path) {
         panic!("{case}: row {}, column {}: {} instead of {}", at / k, at % k, found[at], expected[at]);
     }
     assert_eq!(found.len(), expected.len(), "{case}");
-    let sharded = rows(&Sharded::new(vec![Cpu::detect(); 3]), &tiled, n);
-    assert!(same_bits(&sharded, &expected), "{case}: three ranks give other bits");
+    let ranks = team::in_process(vec![Cpu::detect(); 3]);
+    for found in team::run(&ranks, NonZero::<usize>::MIN, |rank| Ok::<_, Error>(rows(rank, &tiled, n))) {
+        assert!(same_bits(&found.expect("rows"), &expected), "{case}: three ranks give other bits");
+    }
 }
 
 fn rows<B: Backend>(backend: &B, tiled: &ctq_container::TiledMatrix, n: usize) -> Vec<f32> {

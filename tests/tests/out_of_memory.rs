@@ -8,8 +8,10 @@ use ctq_convert::TiledCheckpoint;
 use ctq_kernels::Compute;
 use ctq_kernels::cpu::Cpu;
 use ctq_model::window::{Window, WindowScores};
-use ctq_runtime::{Acts, Engine, Error, Needs, Outcome, Pool, Replanned, Resources, Run, plan};
+use ctq_runtime::crew::Resources;
+use ctq_runtime::{Acts, Engine, Error, Layout, Needs, Pool, plan};
 use ctq_tests::cramped::{Cramped, WANTED};
+use ctq_tests::crews::{self, Told};
 use ctq_tests::{assets, models};
 
 const LENGTHS: [usize; 6] = [40, 100, 7, 64, 90, 33];
@@ -37,26 +39,19 @@ fn plain(source: &TiledCheckpoint) -> Vec<WindowScores> {
     Engine::new(&cpu, source, settings).score(&windows(source), usize::MAX, None, &()).expect("scores")
 }
 
-/// All scores of a run and what it told of new plans. `before_group` is called with the number of windows that are
-/// scored.
+/// All scores of a run and what it told of new plans. `scored` is called after each group with the number of windows that
+/// are scored.
 fn run(
     backend: &Cramped,
     source: &TiledCheckpoint,
     pool: Pool,
-    before_group: impl Fn(usize),
-) -> Result<(Vec<WindowScores>, Vec<Replanned>), Error> {
-    let resources = Resources { pool, scratch: 0, ranks: 1 };
+    layout: Layout,
+    scored: impl Fn(usize) + Sync,
+) -> Result<Told, Error> {
     let settings = models::settings(Acts::Off, Compute::F32);
-    let mut run = Run::new(backend, source, settings, windows(source), usize::MAX, resources)?;
-    let (mut scores, mut told) = (Vec::new(), Vec::new());
-    while run.next_group().is_some() {
-        before_group(scores.len());
-        match run.score_group(None, &())? {
-            Outcome::Scored(group) => scores.extend(group),
-            Outcome::Replanned(replanned) => told.push(replanned),
-        }
-    }
-    Ok((scores, told))
+    let model = crews::Model { source, settings, resources: Resources { pool, scratch: 0 } };
+    let seats = || crews::ranks(&layout, || backend.clone());
+    crews::run(model, layout, &windows(source), seats, scored)
 }
 
 fn assert_same(found: &[WindowScores], plain: &[WindowScores]) {
@@ -71,10 +66,9 @@ fn a_run_goes_on_with_less_and_scores_the_same() {
     for source in checkpoints() {
         let plain = plain(&source);
         for pool in POOLS {
-            let (found, told) = run(&Cramped::new(LONGEST + 20), &source, pool, |_| {}).expect("scores");
-            assert_same(&found, &plain);
-            assert!(!told.is_empty());
-            let last = told.last().expect("told");
+            let told = run(&Cramped::new(LONGEST + 20), &source, pool, Layout::ONE, |_| {}).expect("scores");
+            assert_same(&told.scores, &plain);
+            let last = told.replanned.last().expect("told");
             assert_eq!((last.device.as_str(), last.wanted, last.windows), ("cramped", WANTED, LENGTHS.len()));
             let (groups, tokens) = (last.groups, last.batch_tokens);
             assert_eq!(
@@ -87,23 +81,29 @@ fn a_run_goes_on_with_less_and_scores_the_same() {
     }
 }
 
+/// One seat without room ends the attempt of all; what others have scored stays.
+#[test]
+fn several_seats_go_on_with_less_together() {
+    let layout = Layout { replicas: 2, stages: 1, ranks: 2 };
+    for source in checkpoints() {
+        let told = run(&Cramped::new(LONGEST), &source, POOLS[0], layout, |_| {}).expect("scores");
+        assert_same(&told.scores, &plain(&source));
+        assert!(!told.replanned.is_empty());
+    }
+}
+
 #[test]
 fn what_is_scored_before_stays_scored() {
     for source in checkpoints() {
-        let needs = Needs::of(source.inventory(), 1);
+        let needs = Needs::of(source.inventory());
         // Two or three windows a group; room goes when some are scored.
         let pool = Pool::Shared(170 * (needs.hidden + needs.activations));
         let groups = plan(&needs, pool, 0, &LENGTHS).expect("a plan").groups;
         assert!((2..=4).contains(&groups.len()), "{groups:?}");
         let backend = Cramped::new(usize::MAX);
-        let cramp = |scored: usize| {
-            if scored > 0 {
-                backend.limit(LONGEST);
-            }
-        };
-        let (found, told) = run(&backend, &source, pool, cramp).expect("scores");
-        assert_same(&found, &plain(&source));
-        let first = told.first().expect("the second group does not fit");
+        let told = run(&backend, &source, pool, Layout::ONE, |_| backend.limit(LONGEST)).expect("scores");
+        assert_same(&told.scores, &plain(&source));
+        let first = told.replanned.first().expect("the second group does not fit");
         assert_eq!(first.windows, LENGTHS.len() - groups[0].len());
     }
 }
@@ -112,7 +112,8 @@ fn what_is_scored_before_stays_scored() {
 fn where_one_window_has_no_room_the_run_ends_with_what_it_needs() {
     for source in checkpoints() {
         for pool in POOLS {
-            let error = run(&Cramped::new(LONGEST - 1), &source, pool, |_| {}).expect_err("no room");
+            let error = run(&Cramped::new(LONGEST - 1), &source, pool, Layout::ONE, |_| {});
+            let error = error.err().expect("no room");
             let Error::NoRoom { device, wanted, needed } = &error else { panic!("{error}") };
             assert_eq!((device.as_str(), *wanted), ("cramped", WANTED));
             assert!(*needed > 0);
@@ -127,11 +128,11 @@ fn where_one_window_has_no_room_the_run_ends_with_what_it_needs() {
 fn a_device_too_small_for_one_window_is_told_before_anything_runs() {
     let source = models::on_the_fly(&assets::golden("bundled/NVFP4"));
     let pool = Pool::Separate { device: 1_000, host: PLENTY };
-    let error = run(&Cramped::new(0), &source, pool, |_| {}).expect_err("too small");
+    let error = run(&Cramped::new(0), &source, pool, Layout::ONE, |_| {}).err().expect("too small");
     let Error::TooSmall(least) = &error else { panic!("{error}") };
     assert_eq!((least.tokens, least.budget), (LONGEST, 1_000));
     // With what it says is needed, there is a plan.
-    let needs = Needs::of(source.inventory(), 1);
+    let needs = Needs::of(source.inventory());
     let enough = Pool::Separate { device: least.needed, host: 0 };
     assert!(plan(&needs, enough, 0, &LENGTHS).is_ok());
 }
@@ -140,7 +141,7 @@ fn a_device_too_small_for_one_window_is_told_before_anything_runs() {
 #[test]
 fn packed_bytes_are_those_of_the_parts() {
     let source = models::on_the_fly(Path::new(&assets::golden("bundled/W4A16")));
-    let needs = Needs::of(source.inventory(), 1);
+    let needs = Needs::of(source.inventory());
     assert_eq!(needs.layers.len(), source.inventory().spec.blocks.len());
     for (index, bytes) in needs.layers.iter().enumerate() {
         let part = source.part(ctq_model::inventory::Part::Layer(index)).expect("a layer");

@@ -1,13 +1,15 @@
 //! The same bits, however the work is cut: threads, tensor-parallel ranks, groups and batches of windows, containers,
 //! interruptions and instruction sets. Every score of a run is compared bit for bit with one plain run.
 
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use ctq_container::LayerSource;
 use ctq_convert::TiledCheckpoint;
+use ctq_kernels::collective::team;
 use ctq_kernels::cpu::{Cpu, Isa};
-use ctq_kernels::{Backend, Compute, Sharded};
+use ctq_kernels::{Backend, Compute};
 use ctq_model::window::{Window, WindowScores};
 use ctq_runtime::{Acts, Engine, HiddenPlace, Observer, Schedule, Settings, Snapshot};
 use ctq_tests::{assets, models};
@@ -127,17 +129,6 @@ fn any_number_of_threads() {
             let found = pool.install(|| subject.score(&Cpu::detect(), &subject.source, settings, group));
             let threads = pool.current_num_threads();
             subject.assert_same(&format!("{threads} threads"), settings, &found, plain);
-        }
-    });
-}
-
-#[test]
-fn any_number_of_ranks() {
-    for_each_mode(|subject, settings, plain| {
-        for ranks in [1, 2, 3, 4, 8] {
-            let sharded = Sharded::new(vec![Cpu::detect(); ranks]);
-            let found = subject.score(&sharded, &subject.source, settings, subject.windows.len());
-            subject.assert_same(&format!("tp {ranks}"), settings, &found, plain);
         }
     });
 }
@@ -279,9 +270,13 @@ fn scales_that_all_tokens_share_do_not_see_other_windows() {
         let plain = subject.plain(settings);
         let alone = subject.score(&Cpu::detect(), &subject.source, settings, 1);
         subject.assert_same("each window alone", settings, &alone, &plain);
-        let sharded = Sharded::new(vec![Cpu::detect(); 3]);
-        let found = subject.score(&sharded, &subject.source, settings, 3);
-        subject.assert_same("groups of 3 on 3 ranks", settings, &found, &plain);
+        let ranks = team::in_process(vec![Cpu::detect(); 3]);
+        let found = team::run(&ranks, NonZero::<usize>::MIN, |rank| {
+            Ok::<_, ctq_runtime::Error>(subject.score(rank, &subject.source, settings, 3))
+        });
+        for found in found {
+            subject.assert_same("groups of 3 on 3 ranks", settings, &found.expect("scores"), &plain);
+        }
     }
     // The scales are indeed found at run time: the static ones of the same weights score otherwise.
     let fixed = Subject::open(assets::golden("bundled/FP8"));

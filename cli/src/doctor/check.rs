@@ -48,9 +48,10 @@ pub(super) fn run(size: CheckSize, options: &DoctorOptions, report: &Report) -> 
         eval::check_writable(path)?;
     }
     let opened = Opened::open(options.device, None, report)?;
-    let Opened::Cuda(cuda) = &opened else {
+    let Opened::Cuda(devices) = &opened else {
         bail!("there is no GPU to check: the CPU is what a GPU is held against; `ctq doctor` tells more");
     };
+    let cuda = &devices[0];
     let identity = opened.identity();
     let device = format!("{} {}", identity.name, identity.isa);
     report.note(&format!("{device}: every operation against the CPU"));
@@ -58,7 +59,7 @@ pub(super) fn run(size: CheckSize, options: &DoctorOptions, report: &Report) -> 
         CheckSize::Small => (Size::Small, Vec::new()),
         CheckSize::Large => (Size::Large, observe_library(cuda)?),
     };
-    let findings = compare(cuda.as_ref(), &Cpu::detect(), size, Extent::Everything);
+    let findings = compare(cuda, &Cpu::detect(), size, Extent::Everything);
     if let Some(path) = &options.findings {
         let json = serde_json::to_string_pretty(&record(&device, &findings, &observations))?;
         fs::write(path, json + "\n").with_context(|| {

@@ -13,7 +13,9 @@ use crate::session::{Session, files_of};
 fn help_of_every_command() {
     let session = Session::new();
     let mut pages = vec![session.ctq("--help").expect(0).stdout];
-    for command in ["convert", "restore", "inspect", "eval", "verify", "logits", "demo", "doctor", "bench"] {
+    for command in
+        ["convert", "restore", "inspect", "eval", "merge", "verify", "logits", "demo", "doctor", "bench"]
+    {
         pages.push(session.ctq(&format!("{command} --help")).expect(0).stdout);
     }
     assert_snapshot!(pages.join("\n\n\n"));

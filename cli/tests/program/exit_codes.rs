@@ -141,7 +141,7 @@ fn a_hidden_state_that_becomes_infinite() {
 }
 
 /// A model that is sound until `token` comes: its embedding is the largest number there is, and attention adds to it.
-fn overflowing_at(session: &Session, name: &str, token: usize) {
+pub(crate) fn overflowing_at(session: &Session, name: &str, token: usize) {
     let mut model = Checkpoint::bundled("bf16");
     model.tensor("model.embed_tokens.weight").bytes[token * 256..][..256]
         .copy_from_slice(&0x7f7f_u16.to_le_bytes().repeat(128));

@@ -2,6 +2,7 @@
 //!
 //! Each test works in a folder of its own, with a cache of its own.
 
+mod bench;
 mod checkpoint;
 mod commands;
 mod data;
@@ -10,7 +11,9 @@ mod hostile_files;
 mod hostile_models;
 mod hostile_outputs;
 mod interrupts;
+mod processes;
 mod resume;
 mod session;
+mod shards;
 mod transcripts;
 mod values;

@@ -14,15 +14,20 @@ impl Record {
         if self.protocol_id.is_some() && self.protocol_id == other.protocol_id {
             return Ok(());
         }
-        let (mine, theirs) = (self.question(), other.question());
-        let parted = mine.into_iter().zip(theirs).find(|((_, one), (_, another))| one != another);
-        let what = match parted {
-            Some(((field, one), (_, another))) => {
+        let what = match self.question_difference(other) {
+            Some((field, one, another)) => {
                 format!("{field} is {one} for {} and {another} for {}", self.model, other.model)
             }
             None => format!("{} and {} were asked nothing that is recorded", self.model, other.model),
         };
         Err(Error::NotComparable { what })
+    }
+
+    /// The first part of the question that differs, and its two values.
+    pub(crate) fn question_difference(&self, other: &Record) -> Option<(&'static str, String, String)> {
+        let mut fields = self.question().into_iter().zip(other.question());
+        let parted = fields.find(|((_, one), (_, another))| one != another);
+        parted.map(|((field, one), (_, another))| (field, one, another))
     }
 
     /// The parts of the question, those first that explain the others.

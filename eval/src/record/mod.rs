@@ -35,6 +35,8 @@ pub enum Status {
     Failed,
     /// It ran and met a value that is no number.
     Invalid,
+    /// The windows of one shard were scored: a part, which has no perplexity of its own.
+    Partial,
 }
 
 /// Bits per weight of a checkpoint, each by the convention that its field names.
@@ -171,6 +173,10 @@ pub struct Record {
     pub threads: Option<u64>,
     /// Tensor-parallel ranks.
     pub tp: Option<u64>,
+    /// Stages that shared the layers.
+    pub pp: Option<u64>,
+    /// Replicas that shared the windows.
+    pub replicas: Option<u64>,
     /// Bits per weight.
     pub bpw: Option<Bpw>,
     /// (layer + head stored bytes) / 2^30, ExLlamaV3's convention.
@@ -222,6 +228,8 @@ impl Record {
             numerics_revision: None,
             threads: None,
             tp: None,
+            pp: None,
+            replicas: None,
             bpw: None,
             vram_gb: None,
             seconds: None,
@@ -283,6 +291,12 @@ impl Record {
         self.perplexity_error_iid = summary.iid_error;
         self.total_nll = Some(summary.total_nll);
         self.count = Some(summary.count);
+    }
+
+    /// Turns the record into one of a part: its scores lie beside it.
+    pub fn set_partial(&mut self) {
+        self.status = Status::Partial;
+        self.reason = None;
     }
 
     /// Turns the record into one without an answer.

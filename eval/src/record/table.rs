@@ -37,6 +37,7 @@ fn row(record: &Record, protocol: Option<String>) -> Vec<Cell> {
     let reason = record.reason.as_deref().unwrap_or("no reason was recorded");
     let answer = match record.status {
         Status::Ok => None,
+        Status::Partial => Some("one part of several".to_owned()),
         Status::Failed => Some(format!("failed: {reason}")),
         Status::Invalid => Some(format!("INVALID: {reason}")),
     };

@@ -3,6 +3,7 @@
 mod assets;
 mod nll_file;
 mod oracle;
+mod part;
 mod partial;
 mod protocol;
 mod record;

@@ -61,8 +61,13 @@ pub(super) fn cases<S: Backend, E: Backend>(findings: &mut Findings<'_, S, E>, s
         }
     }
     findings.hold(&AttentionCase::new(shape(2, 1, 64, None), 1, Compute::Bf16));
-    let last = AttentionCase { heads: 3..4, ..AttentionCase::new(shape(4, 2, 64, None), 70, Compute::Bf16) };
-    findings.hold(&last);
+    // Parts of the heads: inside one group, and across two.
+    for heads in [3..4, 1..3] {
+        for compute in [Compute::F32, Compute::Bf16] {
+            let whole = AttentionCase::new(shape(4, 2, 64, None), 70, compute);
+            findings.hold(&AttentionCase { heads: heads.clone(), ..whole });
+        }
+    }
 }
 
 impl Case for AttentionCase {
@@ -84,13 +89,17 @@ impl Case for AttentionCase {
     fn run<B: Backend>(&self, backend: &B) -> Result<Vec<f32>, KernelError> {
         let mut random = Random::new(3);
         let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
-        let mut upload = |heads: usize| {
-            // Scores of a few units: softmax neither flat nor one key.
-            let values: Vec<f32> =
-                random.floats(self.rows * heads * head_dim).iter().map(|value| 2.0 * value).collect();
-            backend.upload(heads * head_dim, &values)
+        // Scores of a few units: softmax neither flat nor one key.
+        let mut random_values = |heads: usize| -> Vec<f32> {
+            random.floats(self.rows * heads * head_dim).iter().map(|value| 2.0 * value).collect()
         };
-        let (q, k, v) = (upload(heads)?, upload(kv_heads)?, upload(kv_heads)?);
+        let (q, k, v) = (random_values(heads), random_values(kv_heads), random_values(kv_heads));
+        let columns = self.heads.start * head_dim..self.heads.end * head_dim;
+        let q: Vec<f32> =
+            q.chunks_exact(heads * head_dim).flat_map(|row| &row[columns.clone()]).copied().collect();
+        let q = backend.upload(columns.len(), &q)?;
+        let [k, v] = [k, v].map(|values| backend.upload(kv_heads * head_dim, &values));
+        let (k, v) = (k?, v?);
         let mixed =
             backend.attend(&q, &k, &v, &self.shape, self.heads.clone(), self.compute, &self.windows)?;
         let width = self.heads.len() * head_dim;

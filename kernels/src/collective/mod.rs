@@ -3,9 +3,18 @@
 //! Every rank runs the same program and makes the same calls in the same order. A call returns when all ranks have made
 //! it, or fails on all of them where one is lost. Knows neither models nor how ranks are started.
 
+mod cut;
+mod handover;
 mod in_process;
+mod peer_copies;
+mod rank;
+pub mod team;
 
+pub use cut::Cut;
+pub use handover::Handover;
 pub use in_process::{InProcess, Meeting};
+pub use peer_copies::PeerCopies;
+pub use rank::{Rank, RankBuffer, RankMatrix};
 
 use crate::backend::{Backend, KernelError};
 
@@ -58,6 +67,12 @@ impl Peers for Alone {
     fn abort(&self, _reason: &str) {}
 }
 
+impl<B: Backend> Collective<B> for Alone {
+    fn all_gather(&self, _backend: &B, part: B::Buffer, _widths: &[usize]) -> Result<B::Buffer, KernelError> {
+        Ok(part)
+    }
+}
+
 /// Where hidden states go from one stage of layers to the next: host memory, one group of windows at a time.
 pub trait Pipe: Send + Sync {
     /// Hands the hidden states of a group on; waits while the other side has not taken the one before.
@@ -71,4 +86,7 @@ pub trait Pipe: Send + Sync {
     /// # Errors
     /// As [`Pipe::send`].
     fn receive(&self) -> Result<Vec<f32>, KernelError>;
+
+    /// Gives up: what the other side waits for, now or later, fails with [`KernelError::Lost`] of this `reason`.
+    fn abort(&self, reason: &str);
 }

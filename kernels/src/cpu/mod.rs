@@ -84,6 +84,10 @@ impl Backend for Cpu {
         matrix.rows.len()
     }
 
+    fn elements(&self, buffer: &CpuBuffer) -> usize {
+        buffer.values.len()
+    }
+
     fn upload(&self, width: usize, values: &[f32]) -> Result<CpuBuffer, KernelError> {
         Ok(CpuBuffer { width, values: values.to_vec() })
     }

@@ -41,14 +41,12 @@ struct AttendBf16Args {
     rows: u64,
     heads: u32,
     first_head: u32,
-    output_heads: u32,
     group: u32,
     first_kv_head: u32,
     head_dim: u32,
     window: u32,
     scale: f32,
     softcap: f32,
-    padding: u32,
 }
 
 // SAFETY: as the structure of that name in attention_bf16.cu.
@@ -70,11 +68,11 @@ struct AttendF32Args {
     heads: u32,
     kv_heads: u32,
     first_head: u32,
-    output_heads: u32,
     group: u32,
     head_dim: u32,
     window: u32,
     scale: f32,
+    padding: u32,
 }
 
 // SAFETY: as the structure of that name in attention_f32.cu.
@@ -89,7 +87,8 @@ pub(crate) struct Extras<'a> {
     pub(crate) sinks: Option<&'a [f32]>,
 }
 
-/// Attention of the query heads `heads`, each window by itself: [rows, heads.len() * head_dim].
+/// Attention of the query heads `heads`, whose columns are all that `q` holds, each window by itself:
+/// [rows, heads.len() * head_dim].
 ///
 /// # Errors
 /// With bf16 where a head has more than 256 dimensions; where the device fails.
@@ -155,16 +154,14 @@ pub(crate) fn bf16<D: Device>(
         items: D::address(&table),
         sinks: sinks.as_ref().map_or(Address::NULL, D::address),
         rows: q.rows as u64,
-        heads: shape.heads as u32,
+        heads: heads.len() as u32,
         first_head: heads.start as u32,
-        output_heads: heads.len() as u32,
         group: group as u32,
         first_kv_head: kv_heads.start as u32,
         head_dim: shape.head_dim as u32,
         window: positions_seen(shape),
         scale: scale(shape),
         softcap: extras.softcap.unwrap_or(0.0),
-        padding: 0,
     };
     device.launch(Queue::Compute, kernel, [items.len(), heads.len(), 1], &args)?;
     Ok(output)
@@ -232,14 +229,14 @@ fn f32<D: Device>(
         pitch: pitch as u64,
         work: work as u64,
         blocks: blocks as u64,
-        heads: shape.heads as u32,
+        heads: heads.len() as u32,
         kv_heads: shape.kv_heads as u32,
         first_head: heads.start as u32,
-        output_heads: heads.len() as u32,
         group: (shape.heads / shape.kv_heads) as u32,
         head_dim: shape.head_dim as u32,
         window: positions_seen(shape),
         scale: scale(shape),
+        padding: 0,
     };
     device.launch(Queue::Compute, "attend_f32", [blocks, 1, 1], &args)?;
     Ok(output)

@@ -35,6 +35,10 @@ impl<D: Device> Backend for Cuda<D> {
         matrix.rows.len()
     }
 
+    fn elements(&self, buffer: &Self::Buffer) -> usize {
+        buffer.len()
+    }
+
     fn upload(&self, width: usize, values: &[f32]) -> Result<Self::Buffer, KernelError> {
         CudaBuffer::upload(self.device(), width, values)
     }

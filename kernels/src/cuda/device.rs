@@ -59,6 +59,9 @@ pub trait Device: Send + Sync {
     /// Bytes on the device. Freed when dropped, after all work that was queued before.
     type Memory: Send + Sync;
 
+    /// A place in the order of [`Queue::Compute`] of one device, for which other devices may wait.
+    type Mark: Send + Sync;
+
     /// Kind of device and instruction set: `cuda`, `sm_90`.
     fn identity(&self) -> BackendIdentity;
 
@@ -101,6 +104,36 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// Where the device fails.
     fn follow(&self, queue: Queue, earlier: Queue) -> Result<(), KernelError>;
+
+    /// Marks all work queued so far on [`Queue::Compute`], uploads that were made before included.
+    ///
+    /// # Errors
+    /// Where the device fails.
+    fn mark(&self) -> Result<Self::Mark, KernelError>;
+
+    /// Lets work queued on [`Queue::Compute`] from now on, and the freeing of memory that is dropped from now on, wait
+    /// for what was marked on any device.
+    ///
+    /// # Errors
+    /// Where the device fails.
+    fn wait_for(&self, mark: &Self::Mark) -> Result<(), KernelError>;
+
+    /// Waits on the host until all that was queued on [`Queue::Compute`] is done.
+    ///
+    /// # Errors
+    /// Where it failed.
+    fn finish(&self) -> Result<(), KernelError>;
+
+    /// Whether `other` is the same device, so that work of each may use memory of the other in place.
+    fn is_same_device(&self, other: &Self) -> bool;
+
+    /// A copy of memory of another device, there for whatever is queued on [`Queue::Compute`] afterwards. This device
+    /// must have been made to wait for what fills the memory, and whoever frees it has to wait for a mark that this
+    /// device sets afterwards.
+    ///
+    /// # Errors
+    /// As [`Device::allocate`]; where the copy cannot be queued.
+    fn fetch(&self, from: &Self, memory: &Self::Memory) -> Result<Self::Memory, KernelError>;
 
     /// Whether [`Device::dense_product`] is there for products of this k. Must not depend on anything else.
     fn has_dense_product(&self, k: usize) -> bool;

@@ -210,20 +210,27 @@ pub(crate) fn concatenate<D: Device>(
     device: &D,
     parts: &[&CudaBuffer<D::Memory>],
 ) -> Result<CudaBuffer<D::Memory>, KernelError> {
-    let width = parts.iter().map(|part| part.width).sum();
     let rows = parts.iter().map(|part| part.rows).max().unwrap_or(0);
-    let out = CudaBuffer::new(device, rows, width)?;
+    let wide = parts.iter().filter(|part| part.width > 0);
+    assert!(wide.clone().all(|part| part.rows == rows), "rows of every part");
+    let parts: Vec<(Address, usize)> = wide.map(|part| (part.address::<D>(), part.width)).collect();
+    place_side_by_side(device, rows, &parts)
+}
+
+/// Columns of several runs of memory side by side: of each its address and width, f32 [rows, width].
+pub(crate) fn place_side_by_side<D: Device>(
+    device: &D,
+    rows: usize,
+    parts: &[(Address, usize)],
+) -> Result<CudaBuffer<D::Memory>, KernelError> {
+    let stride = parts.iter().map(|(_, width)| width).sum();
+    let out = CudaBuffer::new(device, rows, stride)?;
     let mut column = 0;
-    for part in parts.iter().filter(|part| part.width > 0) {
-        assert_eq!(part.rows, rows, "rows of every part");
-        let args = PlaceArgs {
-            part: part.address::<D>(),
-            out: out.address::<D>().offset(column * 4),
-            width: part.width as u32,
-            stride: width as u32,
-        };
-        device.launch(Queue::Compute, "place_columns", row_blocks(rows, part.width), &args)?;
-        column += part.width;
+    for (part, width) in parts.iter().copied().filter(|(_, width)| *width > 0) {
+        let to = out.address::<D>().offset(column * 4);
+        let args = PlaceArgs { part, out: to, width: width as u32, stride: stride as u32 };
+        device.launch(Queue::Compute, "place_columns", row_blocks(rows, width), &args)?;
+        column += width;
     }
     Ok(out)
 }

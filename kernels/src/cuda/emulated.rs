@@ -1,16 +1,20 @@
 //! A device that runs the CUDA kernels' own sources on the CPU, for tests: see `kernels/cuda/emulation`.
 #![expect(unsafe_code, reason = "calls the emulation's C interface, and kernels work on raw addresses")]
 
+mod memory;
+mod order;
+
+pub use self::memory::EmulatedMemory;
+pub use self::order::EmulatedMark;
+
 use std::ffi::{CStr, CString, c_char, c_void};
-use std::fmt;
 use std::path::Path;
-use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use libloading::Library;
 use rayon::prelude::*;
 
+use self::order::Order;
 use crate::KernelError;
 use crate::backend::BackendIdentity;
 use crate::cuda::device::{Address, Arguments, DenseProduct, Device, Queue};
@@ -107,78 +111,6 @@ impl Schedule {
     ];
 }
 
-/// Bytes before and behind each allocation that no kernel may touch.
-const GUARD: usize = 256;
-const GUARD_BYTE: u8 = 0xa5;
-/// What undefined memory holds: NaN as f32, f64, bf16 and f16.
-const UNDEFINED: u8 = 0xff;
-
-/// Memory of the emulated device, with guards around it.
-pub struct EmulatedMemory {
-    start: NonNull<u8>,
-    bytes: usize,
-    used: Arc<AtomicUsize>,
-}
-
-// SAFETY: the memory is owned, and only kernels and copies touch it, which callers order.
-unsafe impl Send for EmulatedMemory {}
-// SAFETY: as above.
-unsafe impl Sync for EmulatedMemory {}
-
-impl fmt::Debug for EmulatedMemory {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "EmulatedMemory({})", self.bytes)
-    }
-}
-
-impl EmulatedMemory {
-    fn layout(bytes: usize) -> std::alloc::Layout {
-        std::alloc::Layout::from_size_align(bytes + 2 * GUARD, GUARD).expect("a size that fits")
-    }
-
-    fn new(bytes: usize, used: &Arc<AtomicUsize>) -> EmulatedMemory {
-        let layout = Self::layout(bytes);
-        // SAFETY: the layout is not empty.
-        let start = NonNull::new(unsafe { std::alloc::alloc(layout) }).expect("memory for the emulation");
-        // SAFETY: within the allocation.
-        unsafe {
-            start.as_ptr().write_bytes(GUARD_BYTE, GUARD);
-            start.as_ptr().add(GUARD).write_bytes(UNDEFINED, bytes);
-            start.as_ptr().add(GUARD + bytes).write_bytes(GUARD_BYTE, GUARD);
-        }
-        used.fetch_add(bytes, Ordering::Relaxed);
-        EmulatedMemory { start, bytes, used: Arc::clone(used) }
-    }
-
-    fn content(&self) -> *mut u8 {
-        // SAFETY: within the allocation.
-        unsafe { self.start.as_ptr().add(GUARD) }
-    }
-
-    fn guards_are_whole(&self) -> bool {
-        let whole = |at: usize| {
-            // SAFETY: within the allocation, and initialised when it was made.
-            let guard = unsafe { std::slice::from_raw_parts(self.start.as_ptr().add(at), GUARD) };
-            guard.iter().all(|byte| *byte == GUARD_BYTE)
-        };
-        whole(0) && whole(GUARD + self.bytes)
-    }
-}
-
-impl Drop for EmulatedMemory {
-    fn drop(&mut self) {
-        self.used.fetch_sub(self.bytes, Ordering::Relaxed);
-        let whole = self.guards_are_whole();
-        // SAFETY: allocated with the same layout.
-        unsafe { std::alloc::dealloc(self.start.as_ptr(), Self::layout(self.bytes)) };
-        assert!(
-            whole || std::thread::panicking(),
-            "a kernel wrote outside an allocation of {} bytes",
-            self.bytes
-        );
-    }
-}
-
 /// The emulated device. Cloning gives the same device.
 #[derive(Clone, Debug)]
 pub struct Emulated {
@@ -186,7 +118,7 @@ pub struct Emulated {
     schedule: Schedule,
     /// Bytes that may be allocated.
     capacity: usize,
-    used: Arc<AtomicUsize>,
+    order: Arc<Order>,
     dense_product: Dense,
 }
 
@@ -202,9 +134,9 @@ pub enum Dense {
 impl Emulated {
     /// A device without a library for dense products and with as much memory as there is.
     pub fn new(schedule: Schedule) -> Emulated {
-        let used = Arc::new(AtomicUsize::new(0));
+        let order = Arc::new(Order::new());
         let kernels = Kernels::own();
-        Emulated { kernels, schedule, capacity: usize::MAX, used, dense_product: Dense::Absent }
+        Emulated { kernels, schedule, capacity: usize::MAX, order, dense_product: Dense::Absent }
     }
 
     /// The same with another build of the kernels: a shared library made from `kernels/cuda/emulation/simt.cpp`.
@@ -229,7 +161,7 @@ impl Emulated {
 
     /// Bytes allocated now.
     pub fn used(&self) -> usize {
-        self.used.load(Ordering::Relaxed)
+        self.order.used()
     }
 
     fn failure(what: String) -> KernelError {
@@ -239,6 +171,7 @@ impl Emulated {
 
 impl Device for Emulated {
     type Memory = EmulatedMemory;
+    type Mark = EmulatedMark;
 
     fn identity(&self) -> BackendIdentity {
         BackendIdentity { name: "cuda".to_owned(), isa: "emulated".to_owned() }
@@ -255,7 +188,7 @@ impl Device for Emulated {
                 wanted: bytes as u64,
             });
         }
-        Ok(EmulatedMemory::new(bytes, &self.used))
+        Ok(EmulatedMemory::new(bytes, &self.order))
     }
 
     fn upload(&self, bytes: &[u8]) -> Result<EmulatedMemory, KernelError> {
@@ -266,7 +199,8 @@ impl Device for Emulated {
     }
 
     fn download(&self, memory: &EmulatedMemory, offset: usize, bytes: &mut [u8]) -> Result<(), KernelError> {
-        assert!(offset + bytes.len() <= memory.bytes, "a download beyond the end");
+        assert!(offset + bytes.len() <= memory.bytes(), "a download beyond the end");
+        self.order.finish();
         // SAFETY: within the allocation.
         unsafe { bytes.as_mut_ptr().copy_from_nonoverlapping(memory.content().add(offset), bytes.len()) };
         Ok(())
@@ -288,6 +222,11 @@ impl Device for Emulated {
         assert_eq!(found.argument_bytes, size_of::<A>(), "arguments of `{kernel}`");
         assert!(y < 65_536 && z < 65_536 && x < 1 << 31, "`{kernel}` on {x} x {y} x {z} blocks");
         let (found, args) = (Shared(found), Shared(args));
+        if let Some(bytes) = memory::of_another_device(args.0, &self.order) {
+            let what = format!("`{kernel}` is given memory of another device, {bytes} bytes");
+            return Err(Emulated::failure(what));
+        }
+        self.order.work();
         let run = |index: usize| {
             let (bx, by, bz) = (index % x, index / x % y, index / (x * y));
             // SAFETY: sizes of arguments are equal; what they point to is the callers' promise, as on a device.
@@ -323,6 +262,34 @@ impl Device for Emulated {
     fn follow(&self, _queue: Queue, _earlier: Queue) -> Result<(), KernelError> {
         // Everything happens at once.
         Ok(())
+    }
+
+    fn mark(&self) -> Result<EmulatedMark, KernelError> {
+        Ok(self.order.mark())
+    }
+
+    fn wait_for(&self, mark: &EmulatedMark) -> Result<(), KernelError> {
+        self.order.wait_for(mark);
+        Ok(())
+    }
+
+    fn finish(&self) -> Result<(), KernelError> {
+        self.order.finish();
+        Ok(())
+    }
+
+    fn is_same_device(&self, other: &Emulated) -> bool {
+        Arc::ptr_eq(&self.order, &other.order)
+    }
+
+    fn fetch(&self, from: &Emulated, memory: &EmulatedMemory) -> Result<EmulatedMemory, KernelError> {
+        assert!(memory.is_of(&from.order), "memory of the device it is fetched from");
+        let copy = self.allocate(memory.bytes())?;
+        self.order.work();
+        memory.read_by(&self.order).map_err(Emulated::failure)?;
+        // SAFETY: as many bytes on both sides.
+        unsafe { copy.content().copy_from_nonoverlapping(memory.content(), memory.bytes()) };
+        Ok(copy)
     }
 
     fn has_dense_product(&self, k: usize) -> bool {

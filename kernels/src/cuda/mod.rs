@@ -61,6 +61,11 @@ impl<D: Device> Cuda<D> {
         &self.device
     }
 
+    /// The device, for other threads to keep.
+    pub(crate) fn shared_device(&self) -> &Arc<D> {
+        &self.device
+    }
+
     /// Another rank on the same device: work of both goes through the same queues.
     #[must_use]
     pub fn another_rank(&self) -> Cuda<D> {
@@ -71,3 +76,7 @@ impl<D: Device> Cuda<D> {
         Cuda { device, scratches: Mutex::new(linear::Scratches::new()), rotation: Mutex::new(None) }
     }
 }
+
+#[cfg(all(test, feature = "emulated"))]
+#[path = "tests/peer_copies.rs"]
+mod peer_copies;

@@ -61,6 +61,13 @@ fn definition([q, k, v]: &[Vec<f64>; 3], shape: &AttentionShape) -> Vec<f64> {
     output
 }
 
+/// The columns of some heads, of values of all query heads.
+fn columns(values: &[f32], shape: &AttentionShape, heads: &Range<usize>) -> Vec<f32> {
+    let dim = shape.head_dim;
+    let rows = values.chunks_exact(shape.heads * dim);
+    rows.flat_map(|row| &row[heads.start * dim..heads.end * dim]).copied().collect()
+}
+
 fn attend(
     cpu: &Cpu,
     values: &[Vec<f32>; 3],
@@ -69,9 +76,9 @@ fn attend(
     compute: Compute,
 ) -> Vec<f32> {
     let [q, k, v] = values;
-    let (wide, narrow) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+    let (wide, narrow) = (heads.len() * shape.head_dim, shape.kv_heads * shape.head_dim);
     let (q, k, v) = (
-        cpu.upload(wide, q).expect("room"),
+        cpu.upload(wide, &columns(q, shape, &heads)).expect("room"),
         cpu.upload(narrow, k).expect("room"),
         cpu.upload(narrow, v).expect("room"),
     );
@@ -146,14 +153,11 @@ fn bf16_probabilities_are_rounded_and_their_denominator_is_not() {
 fn some_heads_give_the_bits_of_all() {
     let shape = AttentionShape { heads: 6, kv_heads: 2, head_dim: 32, window: Some(100) };
     let values = values(&shape);
-    let width = shape.heads * shape.head_dim;
     for compute in [Compute::F32, Compute::Bf16] {
         let cpu = Cpu::detect();
         let all = attend(&cpu, &values, &shape, 0..6, compute);
         for heads in [0..1, 2..5, 5..6, 3..3] {
-            let columns = heads.start * shape.head_dim..heads.end * shape.head_dim;
-            let expected: Vec<f32> =
-                all.chunks_exact(width).flat_map(|row| &row[columns.clone()]).copied().collect();
+            let expected = columns(&all, &shape, &heads);
             assert!(
                 same_bits(&attend(&cpu, &values, &shape, heads.clone(), compute), &expected),
                 "{heads:?}"

@@ -21,7 +21,8 @@ const KEYS: usize = 64;
 /// Queries that go over a tile together; blocks start at the window's first row.
 const QUERIES: usize = 24;
 
-/// Attention of the query heads `heads`, each window by itself: [rows, heads.len() * head_dim].
+/// Attention of the query heads `heads`, whose columns are all that `q` holds, each window by itself:
+/// [rows, heads.len() * head_dim].
 pub(crate) fn attend(
     isa: Isa,
     [q, k, v]: [&CpuBuffer; 3],
@@ -39,7 +40,7 @@ pub(crate) fn attend(
         .par_iter()
         .map(|(window, head)| {
             let kv_head = head / (shape.heads / shape.kv_heads);
-            let q = slice(q, window, *head, dim, compute);
+            let q = slice(q, window, head - heads.start, dim, compute);
             let keys = transpose(&slice(k, window, kv_head, dim, compute), dim);
             let values = slice(v, window, kv_head, dim, compute);
             Head { isa, shape, compute, rows: window.len(), q, keys, values }.run()

@@ -76,6 +76,11 @@ impl Context {
         self.check(unsafe { sys::cuCtxSetCurrent(self.context) }, "cuCtxSetCurrent")
     }
 
+    /// The context, as calls about two devices take it.
+    pub(super) fn raw(&self) -> CUcontext {
+        self.context
+    }
+
     /// Free memory, and all of it, in bytes.
     pub(super) fn memory(&self) -> Result<(u64, u64), KernelError> {
         self.bind()?;
@@ -172,10 +177,10 @@ impl Event {
         self.context.check(unsafe { sys::cuEventRecord(self.raw, stream.raw) }, "cuEventRecord")
     }
 
-    /// Lets a stream wait for what was marked.
+    /// Lets a stream, of this or another device, wait for what was marked.
     pub(super) fn hold(&self, stream: &Stream) -> Result<(), KernelError> {
-        // SAFETY: both are of the same context.
-        self.context.check(unsafe { sys::cuStreamWaitEvent(stream.raw, self.raw, 0) }, "cuStreamWaitEvent")
+        // SAFETY: both are there.
+        stream.context.check(unsafe { sys::cuStreamWaitEvent(stream.raw, self.raw, 0) }, "cuStreamWaitEvent")
     }
 
     /// Waits here for what was marked.

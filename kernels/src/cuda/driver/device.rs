@@ -15,6 +15,7 @@ use super::kernels::KernelTable;
 use super::machine::{Kernels, Machine};
 use super::memory::{CudaMemory, Heap};
 use super::nvrtc::Nvrtc;
+use super::peers::CudaMark;
 use super::staging::Staging;
 use crate::KernelError;
 use crate::backend::BackendIdentity;
@@ -93,6 +94,11 @@ impl CudaDevice {
         self.kernels.load_all()
     }
 
+    /// What messages call it: `cuda:0 (NVIDIA H200)`.
+    pub fn name(&self) -> &str {
+        &self.context.name
+    }
+
     /// What there is to tell since this was asked last, such as a cache that cannot be written.
     pub fn take_notes(&self) -> Vec<String> {
         self.kernels.compiler.take_notes()
@@ -128,6 +134,11 @@ impl CudaDevice {
         done.map_err(|error| self.blamed(error))
     }
 
+    /// Streams and memory.
+    pub(super) fn heap(&self) -> &Arc<Heap> {
+        &self.heap
+    }
+
     /// Says what was under way where a device fails.
     fn blamed(&self, error: KernelError) -> KernelError {
         let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -149,6 +160,7 @@ impl Drop for CudaDevice {
 
 impl Device for CudaDevice {
     type Memory = CudaMemory;
+    type Mark = CudaMark;
 
     fn identity(&self) -> BackendIdentity {
         let (major, minor) = self.capability;
@@ -252,6 +264,27 @@ impl Device for CudaDevice {
             // A queue runs in order by itself.
             (Queue::Compute, Queue::Compute) | (Queue::Decode, Queue::Decode) => Ok(()),
         }
+    }
+
+    fn mark(&self) -> Result<CudaMark, KernelError> {
+        self.heap.mark().map_err(|error| self.blamed(error))
+    }
+
+    fn wait_for(&self, mark: &CudaMark) -> Result<(), KernelError> {
+        self.heap.wait_for(mark).map_err(|error| self.blamed(error))
+    }
+
+    fn finish(&self) -> Result<(), KernelError> {
+        self.heap.before_compute()?;
+        self.heap.compute.synchronize().map_err(|error| self.blamed(error))
+    }
+
+    fn is_same_device(&self, other: &CudaDevice) -> bool {
+        self.context.device == other.context.device
+    }
+
+    fn fetch(&self, _from: &CudaDevice, memory: &CudaMemory) -> Result<CudaMemory, KernelError> {
+        self.heap.fetch(memory).map_err(|error| self.blamed(error))
     }
 
     fn has_dense_product(&self, k: usize) -> bool {

@@ -22,6 +22,12 @@ pub struct CudaMemory {
     pub(super) bytes: usize,
 }
 
+impl CudaMemory {
+    pub(super) fn heap(&self) -> &Heap {
+        &self.heap
+    }
+}
+
 impl Drop for CudaMemory {
     fn drop(&mut self) {
         self.heap.free(self.address, self.bytes);
@@ -99,6 +105,11 @@ impl Heap {
     pub(super) fn limit(&self, bytes: u64) {
         let mut state = self.state();
         state.limit = Some(state.used.saturating_add(bytes));
+    }
+
+    /// Where memory comes from, if not from the driver one by one.
+    pub(super) fn pool(&self) -> Option<CUmemoryPool> {
+        self.pool.map(|Pool(pool)| pool)
     }
 
     /// Bytes allocated now.

@@ -1,12 +1,14 @@
 //! Linears against the CPU backend bit by bit where operands are f32 or codes, against sums in f64 where they are bf16.
 
+use std::num::NonZero;
+
 use ctq_container::TiledMatrix;
 use ctq_model::DType;
 use ctq_model::matrix::{Code, Sharing};
 use ctq_model::scheme::{Activation, ActivationScale, ActivationSharing};
 
 use super::*;
-use crate::Sharded;
+use crate::collective::team;
 use crate::backend::{Backend, Pieces, Quantizer, Treatment};
 use crate::cpu::math::round_bf16;
 use crate::cpu::{self, CpuBuffer, CpuMatrix, CpuOperand, Isa};
@@ -351,10 +353,13 @@ fn a_shard_without_rows_gives_no_columns() {
 #[test]
 fn experts_on_several_ranks_have_the_bits_of_one_device() {
     let cuda = Cuda::new(Emulated::new(Schedule::ALL[0]).with_dense_product(Dense::Present));
-    let ranks = Sharded::new(vec![cuda.another_rank(), cuda.another_rank()]);
+    let ranks = team::in_process(vec![cuda.another_rank(), cuda.another_rank()]);
     let (n, k) = (dense::CHUNKS.rows, 1024);
     let matrices = [1, 2].map(|seed| tiled(n, k, integer(4, group(128)), seed));
-    assert_eq!(experts(&cuda, &matrices, k), experts(&ranks, &matrices, k));
+    let one = experts(&cuda, &matrices, k);
+    for several in team::run(&ranks, NonZero::<usize>::MIN, |rank| Ok::<_, KernelError>(experts(rank, &matrices, k))) {
+        assert_eq!(several.expect("a rank"), one);
+    }
 }
 
 /// Bits of two experts' outputs.

@@ -1,10 +1,12 @@
-//! `ctq bench`: how fast the heavy operations are on a device, on the shapes of a Llama 8B.
+//! `ctq bench`: how fast the heavy operations are on a device, on the shapes of a Llama 8B; or what ranks hand one another.
+
+mod collective;
 
 use std::fs;
 
 use anyhow::Context;
 use comfy_table::{CellAlignment, Table, presets};
-use ctq_kernels::bench::{self, Effort, Timing};
+use ctq_kernels::bench::{self, CollectiveTiming, Effort, Timing};
 use ctq_kernels::{AttentionShape, Backend, Compute};
 use serde::Serialize;
 
@@ -21,10 +23,25 @@ struct Measurements {
     backend: String,
     isa: String,
     timings: Vec<Timing>,
+    /// The ranks of `collectives`, where these were asked for.
+    team: Option<Team>,
+    collectives: Vec<CollectiveTiming>,
 }
 
-/// Rounds of each measurement, and the least seconds of one.
-const EFFORT: Effort = Effort { rounds: 5, seconds: 0.05 };
+/// Ranks that hand one another things.
+#[derive(Debug, Serialize)]
+struct Team {
+    ranks: usize,
+    /// Devices that they share.
+    devices: usize,
+    /// Workers of each on the CPU.
+    threads: usize,
+    /// What `floor_seconds` are.
+    floor: String,
+}
+
+/// Rows of activations where none are named.
+const ROWS: usize = 8192;
 
 /// Query and key-value heads of a Llama 8B.
 const ATTENTION: AttentionShape = AttentionShape { heads: 32, kv_heads: 8, head_dim: 128, window: None };
@@ -33,9 +50,13 @@ pub(crate) fn run(options: &BenchOptions, report: &Report) -> anyhow::Result<Ver
     if let Some(path) = &options.json {
         eval::check_writable(path)?;
     }
-    let pool = machine::pool(options.threads)?;
-    let device = Opened::open(options.device, None, report)?;
-    let measurements = pool.install(|| device.on(1, Measure { options, report }))?;
+    let measurements = if options.collective {
+        collective::measure(options, report)?
+    } else {
+        let pool = machine::pool(options.threads)?;
+        let device = Opened::open(options.device, None, report)?;
+        pool.install(|| device.on(Measure { options, report }))?
+    };
     report::result(&text(&measurements))?;
     if let Some(path) = &options.json {
         let json = serde_json::to_string_pretty(&measurements)?;
@@ -55,28 +76,42 @@ impl OnBackend for Measure<'_> {
     type Output = anyhow::Result<Measurements>;
 
     fn run<B: Backend>(self, backend: &B) -> anyhow::Result<Measurements> {
-        let rows = self.options.rows;
+        let rows = self.options.rows.unwrap_or(ROWS);
+        let effort = Effort { rounds: self.options.rounds, seconds: 0.05 };
         let identity = backend.identity();
         let mut timings = Vec::new();
         let mut keep = |timing: Timing| {
             self.report.note(&line(&timing));
             timings.push(timing);
-            if interrupt::requested() {
-                let told = "interrupted: nothing is kept, the same command starts again";
-                return Err(anyhow::Error::from(ctq_runtime::Error::Interrupted).context(told));
-            }
-            Ok(())
+            go_on()
         };
         for scheme in bench::SCHEMES {
             for (n, k) in bench::LLAMA_8B {
-                keep(bench::linear(backend, scheme, (rows, n, k), Compute::Bf16, EFFORT)?)?;
+                keep(bench::linear(backend, scheme, (rows, n, k), Compute::Bf16, effort)?)?;
             }
         }
         let length = rows.min(2048);
         let windows = (rows / length, length);
-        keep(bench::attention(backend, &ATTENTION, windows, Compute::Bf16, EFFORT)?)?;
-        Ok(Measurements { bench_version: 1, backend: identity.name, isa: identity.isa, timings })
+        keep(bench::attention(backend, &ATTENTION, windows, Compute::Bf16, effort)?)?;
+        Ok(Measurements {
+            bench_version: 1,
+            backend: identity.name,
+            isa: identity.isa,
+            timings,
+            team: None,
+            collectives: Vec::new(),
+        })
     }
+}
+
+/// # Errors
+/// Where a signal has come.
+fn go_on() -> anyhow::Result<()> {
+    if interrupt::requested() {
+        let told = "interrupted: nothing is kept, the same command starts again";
+        return Err(anyhow::Error::from(ctq_runtime::Error::Interrupted).context(told));
+    }
+    Ok(())
 }
 
 fn line(timing: &Timing) -> String {
@@ -89,10 +124,18 @@ fn line(timing: &Timing) -> String {
 }
 
 fn text(measurements: &Measurements) -> String {
+    let table = match &measurements.team {
+        Some(team) => collective::table(team, &measurements.collectives),
+        None => table(&measurements.timings).to_string(),
+    };
+    format!("{} {}\n{table}", measurements.backend, measurements.isa)
+}
+
+fn table(timings: &[Timing]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(["operation", "weights", "m", "n", "k", "ms", "TFLOP/s", "GB/s"]);
-    for timing in &measurements.timings {
+    for timing in timings {
         table.add_row([
             timing.operation.clone(),
             timing.what.clone(),
@@ -107,5 +150,5 @@ fn text(measurements: &Measurements) -> String {
     for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    format!("{} {}\n{table}", measurements.backend, measurements.isa)
+    table
 }

@@ -1,6 +1,16 @@
 //! How fast a backend's heavy operations are, on the shapes of real models and random data. Measures and says with what;
 //! prints nothing and judges nothing.
 
+mod collective;
+mod floor;
+mod probe;
+#[cfg(test)]
+mod tests;
+
+pub use collective::{Carried, Case, CollectiveTiming, MODELS, Model, cases};
+pub use floor::Floor;
+pub use probe::{Ends, Probe};
+
 use std::time::Instant;
 
 use ctq_container::{ScaleTable, TiledMatrix, Tiling};
