@@ -33,7 +33,8 @@ pub(super) fn measure(options: &BenchOptions, report: &Report) -> anyhow::Result
     if let Opened::Cuda(devices) = &device
         && devices.len() < ranks
     {
-        report.note(&format!("{ranks} ranks on {} GPU(s): some share one, and copy within it", devices.len()));
+        report
+            .note(&format!("{ranks} ranks on {} GPU(s): some share one, and copy within it", devices.len()));
     }
     let collectives = device.on_seats(InProcess { program: &program, ranks, threads })?;
     let identity = device.identity();
@@ -131,7 +132,16 @@ pub(super) fn table(team: &Team, timings: &[CollectiveTiming]) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header([
-        "operation", "of", "model", "tokens", "MB", "ms", "fastest", "slowest", "GB/s", "x floor",
+        "operation",
+        "of",
+        "model",
+        "tokens",
+        "MB",
+        "ms",
+        "fastest",
+        "slowest",
+        "GB/s",
+        "x floor",
     ]);
     let milliseconds = |seconds: f64| format!("{:.4}", seconds * 1e3);
     for timing in timings {

@@ -43,20 +43,24 @@ fn keys(object: &Value) -> String {
 fn collectives_of_two_and_three_ranks() {
     let session = Session::new();
     for ranks in [2, 3] {
-        let line = format!("-q bench --collective --tp {ranks} --rows 1 --rounds 1 --threads 2 --json b.json");
+        let line =
+            format!("-q bench --collective --tp {ranks} --rows 1 --rounds 1 --threads 2 --json b.json");
         let printed = session.ctq(&line).expect(0).stdout;
         assert!(printed.contains(&format!("\n{ranks} ranks on 1 device(s), ")), "{printed}");
         let written = session.json("b.json");
         let list = written["collectives"].as_array().expect("a list");
         let mut expected = vec![("exchange", "a byte", Value::Null, 0, ranks - 1)];
         for (model, of_two, of_three) in MODELS {
-            for ((operation, what), bytes) in OF_MODEL.into_iter().zip(if ranks == 2 { of_two } else { of_three }) {
+            for ((operation, what), bytes) in
+                OF_MODEL.into_iter().zip(if ranks == 2 { of_two } else { of_three })
+            {
                 expected.push((operation, what, model.into(), 1, bytes));
             }
         }
         assert_eq!(list.len(), expected.len());
         for (timing, (operation, what, model, tokens, bytes)) in list.iter().zip(expected) {
-            let told = ["operation", "what", "model", "tokens", "ranks", "bytes"].map(|key| timing[key].clone());
+            let told =
+                ["operation", "what", "model", "tokens", "ranks", "bytes"].map(|key| timing[key].clone());
             let expected = [operation.into(), what.into(), model, tokens.into(), ranks.into(), bytes.into()];
             assert_eq!(told, expected);
             let seconds = ["fastest_seconds", "seconds", "slowest_seconds"].map(|key| timing[key].as_f64());

@@ -11,6 +11,7 @@ mod hostile_files;
 mod hostile_models;
 mod hostile_outputs;
 mod interrupts;
+mod namespaces;
 mod processes;
 mod resume;
 mod session;

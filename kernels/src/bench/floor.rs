@@ -27,7 +27,12 @@ pub(super) enum Copy<'a, B: Backend> {
 
 impl<'a, B: Backend> Copy<'a, B> {
     /// A copy of `bytes` bytes, on a device in `rows` rows at most.
-    pub(super) fn of(floor: Floor, rank: &'a Rank<B>, bytes: usize, rows: usize) -> Result<Self, KernelError> {
+    pub(super) fn of(
+        floor: Floor,
+        rank: &'a Rank<B>,
+        bytes: usize,
+        rows: usize,
+    ) -> Result<Self, KernelError> {
         Ok(match floor {
             Floor::Host => Copy::Host { from: vec![0x3f; bytes], to: vec![1; bytes] },
             Floor::Device => {

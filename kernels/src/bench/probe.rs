@@ -6,9 +6,7 @@
 use std::cell::RefCell;
 use std::time::Instant;
 
-use super::collective::{
-    Carried, Case, CollectiveTiming, bytes_received, ids, partial_bytes, width_of,
-};
+use super::collective::{Carried, Case, CollectiveTiming, bytes_received, ids, partial_bytes, width_of};
 use super::floor::{Copy, Floor};
 use super::{Effort, matrix, noise};
 use crate::Compute;
@@ -218,7 +216,9 @@ impl<B: Backend> Probe<'_, B> {
     fn tell(&self, number: u64) -> Result<u64, KernelError> {
         let peers = self.rank.peers();
         let told = peers.exchange(vec![number.to_le_bytes().to_vec(); peers.ranks()])?;
-        let lost = || KernelError::Lost { what: "rank 0 said nothing: start all ranks with the same command".to_owned() };
+        let lost = || KernelError::Lost {
+            what: "rank 0 said nothing: start all ranks with the same command".to_owned(),
+        };
         let bytes = told.first().and_then(|bytes| bytes.as_slice().try_into().ok());
         bytes.map(u64::from_le_bytes).ok_or_else(lost)
     }

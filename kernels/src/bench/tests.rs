@@ -65,7 +65,12 @@ impl Peers for Counted {
 }
 
 impl Collective<Cpu> for Counted {
-    fn all_gather(&self, cpu: &Cpu, part: <Cpu as Backend>::Buffer, widths: &[usize]) -> Result<<Cpu as Backend>::Buffer, KernelError> {
+    fn all_gather(
+        &self,
+        cpu: &Cpu,
+        part: <Cpu as Backend>::Buffer,
+        widths: &[usize],
+    ) -> Result<<Cpu as Backend>::Buffer, KernelError> {
         self.inner.all_gather(cpu, part, widths)
     }
 }
@@ -92,7 +97,12 @@ impl Pipe for CountedPipe {
 }
 
 /// What every rank measures.
-fn measured<B: Backend>(ranks: &[Rank<B>], ends: &[Option<Ends>], floor: Floor, case: &Case) -> Vec<CollectiveTiming> {
+fn measured<B: Backend>(
+    ranks: &[Rank<B>],
+    ends: &[Option<Ends>],
+    floor: Floor,
+    case: &Case,
+) -> Vec<CollectiveTiming> {
     let threads = NonZero::<usize>::MIN;
     let timings = team::run(ranks, threads, |rank| {
         let ends = ends[rank.peers().rank()].as_ref();
@@ -142,7 +152,9 @@ fn bytes_that_are_told_are_those_that_come() {
             let most = |which: usize| counts.iter().map(|count| count[which]).max().expect("ranks");
             let came = match carried {
                 Carried::Heads | Carried::Hidden | Carried::Inner => [TIMES * timing.bytes, told, 0],
-                Carried::Byte | Carried::LogSumExps | Carried::Embeddings => [0, told + TIMES * timing.bytes, 0],
+                Carried::Byte | Carried::LogSumExps | Carried::Embeddings => {
+                    [0, told + TIMES * timing.bytes, 0]
+                }
                 Carried::HandOver => [0, told, TIMES * timing.bytes / 4],
             };
             assert_eq!([most(0), most(1), most(2)], came, "{case:?}, {ranks} ranks");
@@ -152,7 +164,8 @@ fn bytes_that_are_told_are_those_that_come() {
 
 #[test]
 fn bytes_of_a_llama_8b() {
-    let bytes = |carried, tokens, ranks| bytes_received(&Case { carried, model: Some(MODELS[0]), tokens }, ranks);
+    let bytes =
+        |carried, tokens, ranks| bytes_received(&Case { carried, model: Some(MODELS[0]), tokens }, ranks);
     // Half of 4096 and of 14336 columns of four bytes.
     assert_eq!(bytes(Carried::Heads, 256, 2), 2_097_152);
     assert_eq!(bytes(Carried::Hidden, 256, 2), 2_097_152);
@@ -183,6 +196,39 @@ fn every_model_at_every_number_of_tokens() {
             }
         }
     }
+}
+
+/// Takes nothing.
+struct Broken(Box<dyn Pipe>);
+
+impl Pipe for Broken {
+    fn send(&self, _hidden: Vec<f32>) -> Result<(), KernelError> {
+        Err(KernelError::Device { device: "pipe".to_owned(), what: "it is broken".to_owned() })
+    }
+
+    fn receive(&self) -> Result<Vec<f32>, KernelError> {
+        self.0.receive()
+    }
+
+    fn abort(&self, reason: &str) {
+        self.0.abort(reason);
+    }
+}
+
+/// Rank 1 takes what rank 0 sends, and fails at the answer that rank 0 waits for; rank 2 waits for both.
+#[test]
+fn nobody_waits_for_a_rank_that_has_failed() {
+    let ranks = team::in_process(vec![Cpu::detect(); 3]);
+    let mut ends = Ends::in_process(3);
+    let Ends { outgoing, incoming } = ends[1].take().expect("rank 1 has ends");
+    ends[1] = Some(Ends { outgoing: Box::new(Broken(outgoing)), incoming });
+    let case = Case { carried: Carried::HandOver, model: Some(TINY), tokens: 2 };
+    let outcomes = team::run(&ranks, NonZero::<usize>::MIN, |rank| {
+        let ends = ends[rank.peers().rank()].as_ref();
+        Probe { rank, ends, effort: LEAST, floor: Floor::Host }.measure(&case)
+    });
+    let lost = |rank: usize| matches!(outcomes[rank], Err(KernelError::Lost { .. }));
+    assert!(lost(0) && matches!(outcomes[1], Err(KernelError::Device { .. })) && lost(2), "{outcomes:?}");
 }
 
 #[test]
