@@ -25,4 +25,4 @@ else
 fi
 
 # --no-python: ctq is a program, not a script.
-exec torchrun "${launcher[@]}" --no-python ctq eval "$model" --tp "$gpus" "$@"
+exec torchrun "${launcher[@]}" --no-python ctq eval "$model" "$@"

@@ -1,12 +1,13 @@
 //! Which devices compute: what was asked for held against what the machine has. Never silently the slow one.
 
+use std::collections::BTreeSet;
 use std::num::NonZero;
 
 use anyhow::bail;
 use ctq_cluster::{Group, OverHost};
 use ctq_kernels::collective::{Collective, InProcess, PeerCopies, Peers, Rank};
 use ctq_kernels::cpu::Cpu;
-use ctq_kernels::cuda::driver::{CudaDevice, Machine, WhyNot, probe};
+use ctq_kernels::cuda::driver::{CudaDevice, Machine, Nccl, NcclLibrary, WhyNot, probe};
 use ctq_kernels::cuda::{Cuda, scratch_bytes};
 use ctq_kernels::{Backend, BackendIdentity, KernelError};
 use ctq_model::Inventory;
@@ -15,6 +16,7 @@ use ctq_runtime::crew::Resources;
 use ctq_runtime::{HEAD_ROWS, Layout, Pool};
 
 use crate::args::DeviceChoice;
+use crate::post::ToldByParty;
 use crate::report::Report;
 use crate::{cache, machine};
 
@@ -45,15 +47,23 @@ pub(crate) trait Seats<B: Backend> {
     ///
     /// # Errors
     /// Where they cannot be reached.
-    fn one(&self, group: Group) -> Result<Rank<B>, KernelError>;
+    fn one(&self, group: ToldByParty<Group>) -> Result<Rank<B>, KernelError>;
 }
 
 /// Devices that are ready to compute.
 pub(crate) enum Opened {
     /// The CPU.
     Cpu(Cpu),
-    /// GPUs, at least one.
-    Cuda(Vec<Cuda<CudaDevice>>),
+    /// GPUs.
+    Cuda(Gpus),
+}
+
+/// GPUs of one machine.
+pub(crate) struct Gpus {
+    /// At least one.
+    pub(crate) devices: Vec<Cuda<CudaDevice>>,
+    /// The library that copies between GPUs of several processes, or why there is none.
+    nccl: Result<NcclLibrary, String>,
 }
 
 /// How many of a machine's devices are wanted.
@@ -82,7 +92,7 @@ impl Seats<Cpu> for Cpu {
         stages.map(|collective| Rank::new(*self, Box::new(collective))).collect()
     }
 
-    fn one(&self, group: Group) -> Result<Rank<Cpu>, KernelError> {
+    fn one(&self, group: ToldByParty<Group>) -> Result<Rank<Cpu>, KernelError> {
         Ok(match group.ranks() {
             1 => Rank::alone(*self),
             _ => Rank::new(*self, Box::new(OverHost::new(group))),
@@ -90,21 +100,41 @@ impl Seats<Cpu> for Cpu {
     }
 }
 
-impl Seats<Cuda<CudaDevice>> for Vec<Cuda<CudaDevice>> {
+impl Seats<Cuda<CudaDevice>> for Gpus {
     fn in_process(&self, layout: &Layout) -> Vec<Rank<Cuda<CudaDevice>>> {
+        let devices = &self.devices;
         let backends: Vec<_> =
-            (0..layout.seats()).map(|seat| self[seat % self.len()].another_rank()).collect();
+            (0..layout.seats()).map(|seat| devices[seat % devices.len()].another_rank()).collect();
         let teams = backends.chunks(layout.ranks).flat_map(|team| PeerCopies::team(team.len()));
         let collectives: Vec<Box<dyn Collective<_>>> = teams.map(|one| Box::new(one) as _).collect();
         backends.into_iter().zip(collectives).map(|(b, c)| Rank::new(b, c)).collect()
     }
 
-    fn one(&self, group: Group) -> Result<Rank<Cuda<CudaDevice>>, KernelError> {
-        let backend = self[0].another_rank();
-        Ok(match group.ranks() {
-            1 => Rank::alone(backend),
-            _ => Rank::new(backend, Box::new(OverHost::new(group))),
-        })
+    fn one(&self, group: ToldByParty<Group>) -> Result<Rank<Cuda<CudaDevice>>, KernelError> {
+        let backend = self.devices[0].another_rank();
+        if group.ranks() == 1 {
+            return Ok(Rank::alone(backend));
+        }
+        match self.shared_library(&group)? {
+            Some(library) => {
+                let nccl = Nccl::join(backend.device(), library, group)?;
+                Ok(Rank::new(backend, Box::new(nccl)))
+            }
+            None => Ok(Rank::new(backend, Box::new(OverHost::new(group)))),
+        }
+    }
+}
+
+impl Gpus {
+    /// The library, where every rank of a group has it and a GPU of its own, which it demands. All ranks decide alike.
+    fn shared_library(&self, group: &ToldByParty<Group>) -> Result<Option<NcclLibrary>, KernelError> {
+        let own = match &self.nccl {
+            Ok(_) => self.devices[0].device().identifier()?,
+            Err(_) => String::new(),
+        };
+        let all = group.exchange(vec![own.into_bytes(); group.ranks()])?;
+        let different: BTreeSet<&Vec<u8>> = all.iter().filter(|identifier| !identifier.is_empty()).collect();
+        Ok(self.nccl.as_ref().ok().filter(|_| different.len() == group.ranks()).copied())
     }
 }
 
@@ -147,14 +177,23 @@ impl Opened {
             }
             devices.push(Cuda::new(device));
         }
-        Ok(Opened::Cuda(devices))
+        CudaDevice::connect(&devices.iter().map(Cuda::device).collect::<Vec<_>>())?;
+        let nccl = match &machine.nccl {
+            Ok(found) => NcclLibrary::load(&found.path),
+            Err(error) => Err(error.to_string()),
+        };
+        report.detail(&match &nccl {
+            Ok(library) => format!("NCCL {}", library.version()),
+            Err(reason) => format!("no NCCL: {reason}; processes go by way of the host"),
+        });
+        Ok(Opened::Cuda(Gpus { devices, nccl }))
     }
 
     /// Devices.
     pub(crate) fn count(&self) -> usize {
         match self {
             Opened::Cpu(_) => 1,
-            Opened::Cuda(devices) => devices.len(),
+            Opened::Cuda(gpus) => gpus.devices.len(),
         }
     }
 
@@ -162,7 +201,7 @@ impl Opened {
     pub(crate) fn names(&self) -> Vec<String> {
         match self {
             Opened::Cpu(_) => vec!["cpu".to_owned()],
-            Opened::Cuda(devices) => devices.iter().map(|cuda| cuda.device().name().to_owned()).collect(),
+            Opened::Cuda(gpus) => gpus.devices.iter().map(|cuda| cuda.device().name().to_owned()).collect(),
         }
     }
 
@@ -170,7 +209,7 @@ impl Opened {
     pub(crate) fn identity(&self) -> BackendIdentity {
         match self {
             Opened::Cpu(cpu) => cpu.identity(),
-            Opened::Cuda(devices) => devices[0].identity(),
+            Opened::Cuda(gpus) => gpus.devices[0].identity(),
         }
     }
 
@@ -178,7 +217,7 @@ impl Opened {
     pub(crate) fn on<T: OnBackend>(&self, task: T) -> T::Output {
         match self {
             Opened::Cpu(cpu) => task.run(cpu),
-            Opened::Cuda(devices) => task.run(&devices[0]),
+            Opened::Cuda(gpus) => task.run(&gpus.devices[0]),
         }
     }
 
@@ -186,7 +225,7 @@ impl Opened {
     pub(crate) fn on_seats<T: OnSeats>(&self, task: T) -> T::Output {
         match self {
             Opened::Cpu(cpu) => task.run(cpu),
-            Opened::Cuda(devices) => task.run(devices),
+            Opened::Cuda(gpus) => task.run(gpus),
         }
     }
 
@@ -210,7 +249,7 @@ impl Opened {
                 let bytes = memory.unwrap_or(host) / seats as u64;
                 Resources { pool: Pool::Shared(bytes), scratch: 0 }
             }
-            Opened::Cuda(devices) => {
+            Opened::Cuda(Gpus { devices, .. }) => {
                 let mut device = memory.unwrap_or(u64::MAX);
                 for cuda in devices {
                     let (free, _) = cuda.device().memory()?;

@@ -91,7 +91,7 @@ fn score_all(options: &EvalOptions, party: &Party, report: &Report) -> anyhow::R
             break;
         }
     }
-    if let Some(verdict) = party.verdict_of_failure() {
+    if let Some(verdict) = party.verdict_of_failure().filter(|verdict| *verdict != Verdict::Failed) {
         // Nothing is whole: the same command goes on where that helps.
         return Ok(verdict);
     }
@@ -287,7 +287,7 @@ pub(crate) fn evaluate(
     let name = path
         .file_name()
         .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
-    let failed = |error| failed(&name, path, question, &report::of_model(error, path), report);
+    let failed = |error| failed(&name, path, question, &report::of_model(error, path), (party, report));
     let opened = Model::open(path, &options.model).and_then(|model| {
         warn_of_unused(path, model.source().inventory(), report);
         let prepared = Prepared::new(&model, question, report)?;
@@ -355,10 +355,11 @@ fn failed(
     path: &Path,
     question: &Question,
     error: &anyhow::Error,
-    report: &Report,
+    (party, report): (&Party, &Report),
 ) -> (Evaluated, Verdict) {
     report.failure(error);
-    let (verdict, reason) = (verdict_of(error), report::chain(error));
+    let verdict = party.verdict_of_failure().unwrap_or_else(|| verdict_of(error));
+    let reason = report::chain(error);
     let mut record = Record::new(name, &path.display().to_string(), &question.protocol.label(), &reason);
     if verdict == Verdict::Failed {
         record.set_without_answer(Status::Invalid, &reason);
@@ -501,6 +502,7 @@ impl One<'_> {
         let started = Instant::now();
         let scored = run.score(report)?;
         let seconds = started.elapsed().as_secs_f64();
+        record.threads = Some(scored.threads as u64);
         record.tp = Some(scored.layout.ranks as u64);
         record.pp = Some(scored.layout.stages as u64);
         record.replicas = Some(scored.layout.replicas as u64);

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
@@ -19,15 +20,8 @@ use crate::report::{self, Report};
 /// for the lost one.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// Channels between processes, by what they are for.
-pub(crate) mod channel {
-    /// Of all processes: what they agree on.
-    pub(crate) const EVERYONE: u16 = 0;
-    /// Of the ranks of one stage.
-    pub(crate) const STAGE: u16 = 1;
-    /// From one stage to the next.
-    pub(crate) const PIPE: u16 = 2;
-}
+/// The channel of all processes.
+const EVERYONE: u16 = 0;
 
 /// The processes that work on one command.
 pub(crate) enum Party {
@@ -42,6 +36,8 @@ pub(crate) struct Several {
     pub(crate) world: Arc<World>,
     pub(crate) launch: Launch,
     everyone: Group,
+    /// Runs that were begun: each has channels of its own.
+    runs: AtomicU16,
 }
 
 /// What processes must have in common, by name.
@@ -65,11 +61,12 @@ impl Party {
         let limits = Limits { wait: Duration::from_secs_f64(options.wait), ..Limits::default() };
         let world = World::join(&launch, env!("CARGO_PKG_VERSION"), limits)?;
         for note in world.notes() {
-            report.warning(note);
+            // What concerns all is told once.
+            if world.rank() == 0 { report.warning(note) } else { report.detail(note) }
         }
-        let everyone = world.group(&(0..world.ranks()).collect::<Vec<_>>(), channel::EVERYONE);
+        let everyone = world.group(&(0..world.ranks()).collect::<Vec<_>>(), EVERYONE);
         world.on_failure(|failure| end_soon(failure.clone()));
-        Ok(Party::Several(Several { world, launch, everyone }))
+        Ok(Party::Several(Several { world, launch, everyone, runs: AtomicU16::new(0) }))
     }
 
     /// Whether this process prints the results and keeps the scores.
@@ -192,6 +189,13 @@ impl Several {
     /// As [`Party::abort`].
     pub(crate) fn abort(&self, error: &anyhow::Error) {
         self.world.abort(&report::chain(error), code_number(verdict_of(error)));
+    }
+
+    /// The channels of the next run: among the ranks of a stage, and from one stage to the next. All processes begin the
+    /// same runs in the same order.
+    pub(crate) fn channels(&self) -> (u16, u16) {
+        let run = self.runs.fetch_add(1, Ordering::Relaxed) % (u16::MAX / 2);
+        (2 * run + 1, 2 * run + 2)
     }
 
     /// Waits until all processes have come here.

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use ctq_kernels::collective::Pipe;
+use ctq_kernels::collective::{Peers, Pipe};
 use ctq_kernels::{Backend, KernelError};
 use ctq_model::window::{Window, WindowScores};
 use ctq_runtime::crew::{Member, Replanned, Watcher};
@@ -15,7 +15,7 @@ use ctq_runtime::{Error, Layout, Plans, Seat, Snapshot};
 use serde::{Deserialize, Serialize};
 
 use crate::device::Seats;
-use crate::party::{Several, channel};
+use crate::party::Several;
 use crate::score::Watch;
 
 /// How often the first process looks whether it is done.
@@ -32,6 +32,39 @@ enum Letter {
     Scored { seat: usize, scores: Vec<(usize, usize, Vec<u64>)> },
 }
 
+/// What reaches other processes, without a word of its own about an end: the party tells them, with the exit code that is
+/// due.
+#[derive(Debug)]
+pub(crate) struct ToldByParty<T>(pub(crate) T);
+
+impl<P: Peers> Peers for ToldByParty<P> {
+    fn rank(&self) -> usize {
+        self.0.rank()
+    }
+
+    fn ranks(&self) -> usize {
+        self.0.ranks()
+    }
+
+    fn exchange(&self, parts: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, KernelError> {
+        self.0.exchange(parts)
+    }
+
+    fn abort(&self, _reason: &str) {}
+}
+
+impl<P: Pipe> Pipe for ToldByParty<P> {
+    fn send(&self, hidden: Vec<f32>) -> Result<(), KernelError> {
+        self.0.send(hidden)
+    }
+
+    fn receive(&self) -> Result<Vec<f32>, KernelError> {
+        self.0.receive()
+    }
+
+    fn abort(&self, _reason: &str) {}
+}
+
 impl Several {
     /// This process's seat.
     pub(crate) fn member<B: Backend>(
@@ -42,12 +75,13 @@ impl Several {
     ) -> Result<Member<B>, Error> {
         let seat = layout.seat(self.world.rank());
         let stage: Vec<usize> = layout.stage_of(seat).collect();
-        let backend = seats.one(self.world.group(&stage, channel::STAGE))?;
+        let (of_stage, of_pipe) = self.channels();
+        let backend = seats.one(ToldByParty(self.world.group(&stage, of_stage)))?;
         let neighbour = |stage: usize| layout.index(Seat { stage, ..seat });
         let incoming = seat.stage.checked_sub(1).map(neighbour);
         let outgoing = (seat.stage + 1 < layout.stages).then(|| neighbour(seat.stage + 1));
-        let from = |rank| Box::new(self.world.pipe_from(rank, channel::PIPE)) as Box<dyn Pipe>;
-        let to = |rank| Box::new(self.world.pipe_to(rank, channel::PIPE)) as Box<dyn Pipe>;
+        let from = |rank| Box::new(ToldByParty(self.world.pipe_from(rank, of_pipe))) as Box<dyn Pipe>;
+        let to = |rank| Box::new(ToldByParty(self.world.pipe_to(rank, of_pipe))) as Box<dyn Pipe>;
         Ok(Member { seat, backend, incoming: incoming.map(from), outgoing: outgoing.map(to), threads })
     }
 

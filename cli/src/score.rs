@@ -2,6 +2,7 @@
 //! behind.
 
 use std::collections::BTreeSet;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -55,6 +56,8 @@ pub(crate) struct Scored {
     pub(crate) fed: usize,
     /// Who did it.
     pub(crate) layout: Layout,
+    /// Workers of all of them.
+    pub(crate) threads: usize,
     /// The scores on disk, kept until the whole command is done.
     pub(crate) kept: ResumeState,
 }
@@ -79,7 +82,8 @@ impl Run<'_> {
         let mut scores = watch.finish();
         outcome.map_err(|error| self.told(error, scores.len()))?;
         scores.sort_by_key(|scores| scores.window);
-        Ok(Scored { scores, fed, layout: job.layout, kept: state })
+        let threads = self.threads_of_seat(&job.layout).get() * job.layout.seats();
+        Ok(Scored { scores, fed, layout: job.layout, threads, kept: state })
     }
 
     /// What would be done where.
@@ -97,6 +101,14 @@ impl Run<'_> {
             windows: self.windows,
             devices: &devices,
         }))
+    }
+
+    /// Workers of each seat.
+    fn threads_of_seat(&self, layout: &Layout) -> NonZero<usize> {
+        match self.party {
+            Party::Alone => threads_of_seat(self.threads, layout.seats()),
+            Party::Several(_) => threads_of_seat(self.threads, self.party.neighbours()),
+        }
     }
 
     /// Windows that have their scores, as the first process knows.
@@ -166,14 +178,13 @@ impl OnSeats for Task<'_, '_> {
 
     fn run<B: Backend + 'static>(self, seats: &dyn Seats<B>) -> anyhow::Result<()> {
         let Task { run, job, open, watch } = self;
+        let threads = run.threads_of_seat(&job.layout);
         match run.party {
             Party::Alone => {
-                let threads = threads_of_seat(run.threads, job.layout.seats());
                 let members = || Ok(crew::in_process(&job.layout, seats.in_process(&job.layout), threads));
                 Ok(crew::run(job, open, members, watch)?)
             }
             Party::Several(several) => {
-                let threads = threads_of_seat(run.threads, run.party.neighbours());
                 let members = || Ok(vec![several.member(&job.layout, seats, threads)?]);
                 several.run(|| Ok(crew::run(job, open, members, &Posting::new(several, watch))?), watch)
             }

@@ -5,6 +5,7 @@ use std::env;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
@@ -105,11 +106,22 @@ impl Drop for Rank {
     }
 }
 
+/// A port that nobody has, below those that the system gives out by itself: ranks listen on such.
+fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 10_000 + (std::process::id() * 61 + next) % 20_000;
+        let port = u16::try_from(port).expect("below 30 000");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
 /// Ranks on this machine, all under way.
 fn ranks(ranks: usize, silence: Duration) -> Vec<Rank> {
-    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = taken.local_addr().expect("an address").port();
-    drop(taken);
+    let port = free_port();
     let words = |rank| format!("{rank} {ranks} {ranks} 127.0.0.1 {port} {}", silence.as_millis());
     let started: Vec<Rank> = (0..ranks).map(|rank| Rank::start(&["env"], &words(rank))).collect();
     for rank in &started {

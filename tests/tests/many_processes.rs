@@ -86,8 +86,11 @@ fn over_tcp_the_bits_are_those_of_one_engine() {
     let names =
         ["bundled/NVFP4", "bundled/FP8", "families/mixtral-sliding", "families/qwen3moe-nvfp4", "families/llama-kv-fp8"];
     let sources = names.map(|name| models::on_the_fly(&assets::golden(name)));
+    // Ports that the system gives to no outgoing connection.
+    let mut ports = (20_000 + (std::process::id() % 1_000) as u16 * 10..30_010)
+        .filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
     for layout in layouts {
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port();
+        let port = ports.next().expect("a free port");
         // Every process goes through the same runs, over the same connections.
         let found: Vec<Vec<Vec<WindowScores>>> = std::thread::scope(|scope| {
             let process = |rank| {

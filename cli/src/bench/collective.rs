@@ -8,7 +8,7 @@ use ctq_runtime::Layout;
 
 use super::{Measurements, Team, go_on};
 use crate::args::BenchOptions;
-use crate::device::{OnSeats, Opened, Seats, Wanted, threads_of_seat};
+use crate::device::{Gpus, OnSeats, Opened, Seats, Wanted, threads_of_seat};
 use crate::report::Report;
 
 /// Tokens at a time: one, a short window, a long one.
@@ -30,7 +30,7 @@ pub(super) fn measure(options: &BenchOptions, report: &Report) -> anyhow::Result
     let program = Program { tokens, effort, floor, report };
     let threads = threads_of_seat(options.threads, ranks);
     let team = Team { ranks, devices: device.count(), threads: threads.get(), floor: told(floor).to_owned() };
-    if let Opened::Cuda(devices) = &device
+    if let Opened::Cuda(Gpus { devices, .. }) = &device
         && devices.len() < ranks
     {
         report

@@ -48,10 +48,10 @@ pub(super) fn run(size: CheckSize, options: &DoctorOptions, report: &Report) -> 
         eval::check_writable(path)?;
     }
     let opened = Opened::open(options.device, None, report)?;
-    let Opened::Cuda(devices) = &opened else {
+    let Opened::Cuda(gpus) = &opened else {
         bail!("there is no GPU to check: the CPU is what a GPU is held against; `ctq doctor` tells more");
     };
-    let cuda = &devices[0];
+    let cuda = &gpus.devices[0];
     let identity = opened.identity();
     let device = format!("{} {}", identity.name, identity.isa);
     report.note(&format!("{device}: every operation against the CPU"));

@@ -4,8 +4,10 @@
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::exit_codes::overflowing_at;
 use crate::session::{Ran, Session, wait_until};
 
 /// Ranks must have ended so long after one is lost.
@@ -17,10 +19,12 @@ const EVAL: &str = "eval NVFP4 --data text.txt --ctx 256 --stride 64";
 const SLOW: &str = "eval NVFP4 --data text.txt --preset hf-strided --ctx 256 --stride 64 --rows 300 --acts off \
                     --save-every 0 --memory 24M --threads 1";
 
-/// A port that nobody listens on at this moment.
+/// A port that nobody listens on, and that the system gives to no outgoing connection.
 fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("an address").port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 10_000 + (std::process::id() % 100) as u16 * 100;
+    let mut ports = std::iter::repeat_with(|| first + NEXT.fetch_add(1, Ordering::Relaxed) % 100).take(100);
+    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port")
 }
 
 /// A command as one of several ranks.
@@ -184,6 +188,28 @@ fn ranks_that_do_not_do_the_same_are_refused() {
     refused(&session, &[EVAL, "eval nowhere --data text.txt --ctx 256 --stride 64"], &["nowhere"]);
     let three = format!("{EVAL} --tp 3");
     refused(&session, &[three.as_str(); 2], &["2 processes", "--tp 3"]);
+}
+
+/// What one process finds is the result of all, and told as one process would.
+#[test]
+fn an_invalid_result_is_told_by_all() {
+    let session = Session::with(&[]);
+    let letter = 474;
+    overflowing_at(&session, "broken", letter);
+    let line = "eval broken --data text.txt --ctx 256 --stride 64 --json";
+    session.ctq(&format!("{line} one.json")).expect(1);
+    for layout in ["", "--tp 2", "--pp 2"] {
+        let several = format!("{line} several.json {layout}");
+        let mut children = start(&session, &[several.as_str(); 2]);
+        ended_in_time(&mut children);
+        for ran in finish(&session, children) {
+            let ran = ran.expect(1);
+            assert!(ran.stderr.contains("the hidden state is not finite"), "{}", ran.stderr);
+        }
+        let record = &session.json("several.json")[0];
+        assert_eq!(record["status"], "invalid", "{layout}");
+        std::fs::remove_file(session.path("several.json")).expect("the result");
+    }
 }
 
 #[test]

@@ -154,12 +154,16 @@ mod tests {
     use crate::handshake::{call, write_message};
     use crate::launch::{Launcher, Secret};
     use std::net::TcpListener;
+    use std::sync::atomic::{AtomicU16, Ordering};
     use std::thread::JoinHandle;
     use std::time::Duration;
 
+    /// A port that nobody has, below those that the system gives out by itself.
     fn free_port() -> u16 {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        listener.local_addr().expect("an address").port()
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        let first = 10_000 + (std::process::id() * 61 % 20_000) as u16;
+        let ports = std::iter::repeat_with(|| first + NEXT.fetch_add(1, Ordering::Relaxed));
+        ports.into_iter().find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a port")
     }
 
     fn launch(rank: usize, port: u16) -> Launch {

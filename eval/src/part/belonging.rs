@@ -36,7 +36,11 @@ fn check_split(one: &Part, other: &Part) -> Same {
         return Err(format!("one is part {}, the other part {}", one.shard, other.shard));
     }
     if one.models.len() != other.models.len() {
-        return Err(format!("the number of models is {} in one and {} in the other", one.models.len(), other.models.len()));
+        return Err(format!(
+            "the number of models is {} in one and {} in the other",
+            one.models.len(),
+            other.models.len()
+        ));
     }
     Ok(())
 }

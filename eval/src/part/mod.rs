@@ -1,8 +1,8 @@
 //! What one of several independent runs earns of an evaluation: a partial record and every score of its windows.
 //!
 //! Knows what a part holds and what makes two parts of one run; refuses to know who made the scores. A part is a JSON
-//! file ([`write`], [`read()`]), and all parts together are the records of one run, bit for bit ([`merge`]): scores travel as
-//! decimal numbers that are read back to the same bits, and every sum is made from the scores again.
+//! file ([`write()`], [`read()`]), and all parts together are the records of one run, bit for bit ([`merge()`]): scores
+//! travel as decimal numbers that are read back to the same bits, and every sum is made from the scores again.
 
 mod belonging;
 mod file;

@@ -33,17 +33,22 @@ pub const MODELS: [Model; 3] = [
 
 const HEAD_DIM: usize = 128;
 
-/// What is carried.
+/// Columns that are gathered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Columns {
+    /// Outputs of attention, cut between heads.
+    Heads,
+    /// Hidden states.
+    Hidden,
+    /// Those between gate and down projection.
+    Inner,
+}
+
+/// What ranks of a model hand one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carried {
-    /// A byte to every rank: what it takes to meet at all.
-    Byte,
-    /// All-gather of the attention's outputs, cut between heads.
-    Heads,
-    /// All-gather of hidden states.
-    Hidden,
-    /// All-gather between gate and down projection.
-    Inner,
+    /// All-gather.
+    Columns(Columns),
     /// Exchange of partial log-sum-exps, each rank's of its own tiles to those who fold the rows.
     LogSumExps,
     /// Embeddings of tokens, each from the rank that holds its row.
@@ -53,54 +58,77 @@ pub enum Carried {
 }
 
 impl Carried {
-    /// The operation.
-    pub(super) fn operation(self) -> &'static str {
-        match self {
-            Carried::Byte | Carried::LogSumExps => "exchange",
-            Carried::Heads | Carried::Hidden | Carried::Inner => "all-gather",
-            Carried::Embeddings => "embed",
-            Carried::HandOver => "hand over",
-        }
-    }
+    /// All of it.
+    pub const ALL: [Carried; 6] = [
+        Carried::Columns(Columns::Heads),
+        Carried::Columns(Columns::Hidden),
+        Carried::Columns(Columns::Inner),
+        Carried::LogSumExps,
+        Carried::Embeddings,
+        Carried::HandOver,
+    ];
 
-    /// What goes through it.
-    pub(super) fn what(self) -> &'static str {
+    /// The operation, and what goes through it.
+    fn names(self) -> (&'static str, &'static str) {
         match self {
-            Carried::Byte => "a byte",
-            Carried::Heads => "heads",
-            Carried::Hidden | Carried::HandOver => "hidden",
-            Carried::Inner => "inner",
-            Carried::LogSumExps => "log-sum-exps",
-            Carried::Embeddings => "embeddings",
+            Carried::Columns(Columns::Heads) => ("all-gather", "heads"),
+            Carried::Columns(Columns::Hidden) => ("all-gather", "hidden"),
+            Carried::Columns(Columns::Inner) => ("all-gather", "inner"),
+            Carried::LogSumExps => ("exchange", "log-sum-exps"),
+            Carried::Embeddings => ("embed", "embeddings"),
+            Carried::HandOver => ("hand over", "hidden"),
         }
     }
 }
 
 /// One thing to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Case {
-    /// What is carried.
-    pub carried: Carried,
-    /// Of which model; `None` where it is the same for all.
-    pub model: Option<Model>,
-    /// For so many tokens; 0 where it is the same for all.
-    pub tokens: usize,
+pub enum Case {
+    /// Exchange of a byte: what it takes to meet at all.
+    Byte,
+    /// What a model needs for so many tokens.
+    OfModel {
+        /// What is carried.
+        carried: Carried,
+        /// Of which model.
+        model: Model,
+        /// For so many tokens.
+        tokens: usize,
+    },
+}
+
+impl Case {
+    /// The operation, and what goes through it.
+    pub(super) fn names(&self) -> (&'static str, &'static str) {
+        match self {
+            Case::Byte => ("exchange", "a byte"),
+            Case::OfModel { carried, .. } => carried.names(),
+        }
+    }
+
+    /// Whose sizes these are.
+    pub(super) fn model(&self) -> Option<&'static str> {
+        match self {
+            Case::Byte => None,
+            Case::OfModel { model, .. } => Some(model.name),
+        }
+    }
+
+    /// Tokens at a time.
+    pub(super) fn tokens(&self) -> usize {
+        match self {
+            Case::Byte => 0,
+            Case::OfModel { tokens, .. } => *tokens,
+        }
+    }
 }
 
 /// Everything to measure, for each of these numbers of tokens.
 pub fn cases(tokens: &[usize]) -> Vec<Case> {
-    let of_model = [
-        Carried::Heads,
-        Carried::Hidden,
-        Carried::Inner,
-        Carried::LogSumExps,
-        Carried::Embeddings,
-        Carried::HandOver,
-    ];
-    let mut cases = vec![Case { carried: Carried::Byte, model: None, tokens: 0 }];
+    let mut cases = vec![Case::Byte];
     for model in MODELS {
-        for carried in of_model {
-            cases.extend(tokens.iter().map(|tokens| Case { carried, model: Some(model), tokens: *tokens }));
+        for carried in Carried::ALL {
+            cases.extend(tokens.iter().map(|tokens| Case::OfModel { carried, model, tokens: *tokens }));
         }
     }
     cases
@@ -132,13 +160,11 @@ pub struct CollectiveTiming {
 }
 
 /// Width of gathered activations, and how their columns are cut.
-pub(super) fn width_of(carried: Carried, model: &Model) -> (usize, Pieces) {
-    match carried {
-        Carried::Heads => (model.heads * HEAD_DIM, Pieces::Heads { head_dim: HEAD_DIM }),
-        Carried::Inner => (model.inner, Pieces::Atoms),
-        Carried::Byte | Carried::Hidden | Carried::LogSumExps | Carried::Embeddings | Carried::HandOver => {
-            (model.hidden, Pieces::Atoms)
-        }
+pub(super) fn width_of(columns: Columns, model: &Model) -> (usize, Pieces) {
+    match columns {
+        Columns::Heads => (model.heads * HEAD_DIM, Pieces::Heads { head_dim: HEAD_DIM }),
+        Columns::Hidden => (model.hidden, Pieces::Atoms),
+        Columns::Inner => (model.inner, Pieces::Atoms),
     }
 }
 
@@ -156,12 +182,11 @@ pub(super) fn partial_bytes(model: &Model, tokens: usize, ranks: usize, from: us
 
 /// Bytes that come from others to the rank that gets most.
 pub(super) fn bytes_received(case: &Case, ranks: usize) -> usize {
-    let Case { carried, model: Some(model), tokens } = case else { return ranks - 1 };
+    let Case::OfModel { carried, model, tokens } = case else { return ranks - 1 };
     let row = model.hidden * size_of::<f32>();
     let received = |rank: usize| match carried {
-        Carried::Byte => ranks - 1,
-        Carried::Heads | Carried::Hidden | Carried::Inner => {
-            let (width, pieces) = width_of(*carried, model);
+        Carried::Columns(columns) => {
+            let (width, pieces) = width_of(*columns, model);
             let own = Cut::of(pieces, width, ranks).range(rank).len();
             tokens * (width - own) * size_of::<f32>()
         }

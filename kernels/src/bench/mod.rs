@@ -7,7 +7,7 @@ mod probe;
 #[cfg(test)]
 mod tests;
 
-pub use collective::{Carried, Case, CollectiveTiming, MODELS, Model, cases};
+pub use collective::{Carried, Case, CollectiveTiming, Columns, MODELS, Model, cases};
 pub use floor::Floor;
 pub use probe::{Ends, Probe};
 

@@ -6,7 +6,9 @@
 use std::cell::RefCell;
 use std::time::Instant;
 
-use super::collective::{Carried, Case, CollectiveTiming, bytes_received, ids, partial_bytes, width_of};
+use super::collective::{
+    Carried, Case, CollectiveTiming, Model, bytes_received, ids, partial_bytes, width_of,
+};
 use super::floor::{Copy, Floor};
 use super::{Effort, matrix, noise};
 use crate::Compute;
@@ -78,34 +80,18 @@ impl<B: Backend> Probe<'_, B> {
     pub fn measure(&self, case: &Case) -> Result<CollectiveTiming, KernelError> {
         let mut leave = Leave(self.ends);
         let bytes = bytes_received(case, self.ranks());
-        let spread = match (case.carried, case.model) {
-            (Carried::Byte, _) | (_, None) => self.exchange(vec![vec![1]; self.ranks()])?,
-            (Carried::Heads | Carried::Hidden | Carried::Inner, Some(model)) => {
-                self.all_gather(width_of(case.carried, &model), case.tokens)?
-            }
-            (Carried::LogSumExps, Some(model)) => {
-                let own = self.rank.peers().rank();
-                let part = |to| vec![0x3f; partial_bytes(&model, case.tokens, self.ranks(), own, to)];
-                self.exchange((0..self.ranks()).map(part).collect())?
-            }
-            (Carried::Embeddings, Some(model)) => self.embed(model.hidden, case.tokens)?,
-            (Carried::HandOver, Some(model)) => self.hand_over(model.hidden, case.tokens)?,
+        let (spread, floor) = match case {
+            Case::Byte => (self.exchange(vec![vec![1]; self.ranks()])?, None),
+            Case::OfModel { carried, model, tokens } => self.of_model(*carried, model, *tokens)?,
         };
-        let floor_seconds = match case.carried {
-            Carried::Byte => None,
-            Carried::Heads | Carried::Hidden | Carried::Inner => {
-                Some(self.copy(self.floor, bytes, case.tokens)?)
-            }
-            Carried::LogSumExps | Carried::Embeddings | Carried::HandOver => {
-                Some(self.copy(Floor::Host, bytes, case.tokens)?)
-            }
-        };
+        let floor_seconds = floor.map(|floor| self.copy(floor, bytes, case.tokens())).transpose()?;
         leave.0 = None;
+        let (operation, what) = case.names();
         Ok(CollectiveTiming {
-            operation: case.carried.operation().to_owned(),
-            what: case.carried.what().to_owned(),
-            model: case.model.map(|model| model.name.to_owned()),
-            tokens: case.tokens,
+            operation: operation.to_owned(),
+            what: what.to_owned(),
+            model: case.model().map(str::to_owned),
+            tokens: case.tokens(),
             ranks: self.ranks(),
             bytes,
             seconds: spread.median,
@@ -117,6 +103,27 @@ impl<B: Backend> Probe<'_, B> {
 
     fn ranks(&self) -> usize {
         self.rank.peers().ranks()
+    }
+
+    /// What a model needs, and the floor for it.
+    fn of_model(
+        &self,
+        carried: Carried,
+        model: &Model,
+        tokens: usize,
+    ) -> Result<(Spread, Option<Floor>), KernelError> {
+        Ok(match carried {
+            Carried::Columns(columns) => {
+                (self.all_gather(width_of(columns, model), tokens)?, Some(self.floor))
+            }
+            Carried::LogSumExps => {
+                let own = self.rank.peers().rank();
+                let part = |to| vec![0x3f; partial_bytes(model, tokens, self.ranks(), own, to)];
+                (self.exchange((0..self.ranks()).map(part).collect())?, Some(Floor::Host))
+            }
+            Carried::Embeddings => (self.embed(model.hidden, tokens)?, Some(Floor::Host)),
+            Carried::HandOver => (self.hand_over(model.hidden, tokens)?, Some(Floor::Host)),
+        })
     }
 
     /// Gathers columns that a linear has left with its ranks.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::collective::bytes_received;
-use super::{Carried, Case, CollectiveTiming, Effort, Ends, Floor, MODELS, Model, Probe, cases};
+use super::{Carried, Case, CollectiveTiming, Columns, Effort, Ends, Floor, MODELS, Model, Probe, cases};
 use crate::backend::{Backend, KernelError};
 use crate::collective::{Collective, InProcess, Peers, Pipe, Rank, team};
 use crate::cpu::Cpu;
@@ -27,15 +27,12 @@ const TOLD: usize = 7;
 
 const TINY: Model = Model { name: "tiny", hidden: 160, inner: 96, heads: 3, vocabulary: 300 };
 
-const ALL: [Carried; 7] = [
-    Carried::Byte,
-    Carried::Heads,
-    Carried::Hidden,
-    Carried::Inner,
-    Carried::LogSumExps,
-    Carried::Embeddings,
-    Carried::HandOver,
-];
+/// All that can be measured, of a model of no size to speak of.
+fn tiny(tokens: usize) -> impl Iterator<Item = Case> {
+    let of_model =
+        Carried::ALL.into_iter().map(move |carried| Case::OfModel { carried, model: TINY, tokens });
+    std::iter::once(Case::Byte).chain(of_model)
+}
 
 /// Counts bytes that come from other ranks as host bytes.
 struct Counted {
@@ -143,19 +140,19 @@ fn received(ranks: usize, case: &Case) -> (CollectiveTiming, Vec<[usize; 3]>) {
 #[test]
 fn bytes_that_are_told_are_those_that_come() {
     for (ranks, tokens) in [(2, 5), (3, 4), (5, 1)] {
-        for carried in ALL {
-            let case = Case { carried, model: Some(TINY), tokens };
+        for case in tiny(tokens) {
             let (timing, counts) = received(ranks, &case);
             is_sound(&timing);
-            let measurements = if carried == Carried::Byte { 1 } else { 2 };
-            let told = 8 * TOLD * measurements * (ranks - 1);
+            let told = |measurements: usize| 8 * TOLD * measurements * (ranks - 1);
             let most = |which: usize| counts.iter().map(|count| count[which]).max().expect("ranks");
-            let came = match carried {
-                Carried::Heads | Carried::Hidden | Carried::Inner => [TIMES * timing.bytes, told, 0],
-                Carried::Byte | Carried::LogSumExps | Carried::Embeddings => {
-                    [0, told + TIMES * timing.bytes, 0]
+            let bytes = TIMES * timing.bytes;
+            let came = match case {
+                Case::Byte => [0, told(1) + bytes, 0],
+                Case::OfModel { carried: Carried::Columns(_), .. } => [bytes, told(2), 0],
+                Case::OfModel { carried: Carried::LogSumExps | Carried::Embeddings, .. } => {
+                    [0, told(2) + bytes, 0]
                 }
-                Carried::HandOver => [0, told, TIMES * timing.bytes / 4],
+                Case::OfModel { carried: Carried::HandOver, .. } => [0, told(2), bytes / 4],
             };
             assert_eq!([most(0), most(1), most(2)], came, "{case:?}, {ranks} ranks");
         }
@@ -165,15 +162,16 @@ fn bytes_that_are_told_are_those_that_come() {
 #[test]
 fn bytes_of_a_llama_8b() {
     let bytes =
-        |carried, tokens, ranks| bytes_received(&Case { carried, model: Some(MODELS[0]), tokens }, ranks);
+        |carried, tokens, ranks| bytes_received(&Case::OfModel { carried, model: MODELS[0], tokens }, ranks);
+    let columns = |columns, tokens, ranks| bytes(Carried::Columns(columns), tokens, ranks);
     // Half of 4096 and of 14336 columns of four bytes.
-    assert_eq!(bytes(Carried::Heads, 256, 2), 2_097_152);
-    assert_eq!(bytes(Carried::Hidden, 256, 2), 2_097_152);
-    assert_eq!(bytes(Carried::Inner, 256, 2), 7_340_032);
+    assert_eq!(columns(Columns::Heads, 256, 2), 2_097_152);
+    assert_eq!(columns(Columns::Hidden, 256, 2), 2_097_152);
+    assert_eq!(columns(Columns::Inner, 256, 2), 7_340_032);
     // 22 of 32 heads, 171 of 256 runs of 16, 598 of 896.
-    assert_eq!(bytes(Carried::Heads, 1, 3), 11_264);
-    assert_eq!(bytes(Carried::Hidden, 1, 3), 10_944);
-    assert_eq!(bytes(Carried::Inner, 1, 3), 38_272);
+    assert_eq!(columns(Columns::Heads, 1, 3), 11_264);
+    assert_eq!(columns(Columns::Hidden, 1, 3), 10_944);
+    assert_eq!(columns(Columns::Inner, 1, 3), 38_272);
     // 501 of 1002 tiles for 128 rows; 668 for the one row that one rank folds.
     assert_eq!(bytes(Carried::LogSumExps, 256, 2), 769_536);
     assert_eq!(bytes(Carried::LogSumExps, 1, 3), 8016);
@@ -181,7 +179,7 @@ fn bytes_of_a_llama_8b() {
     assert_eq!(bytes(Carried::Embeddings, 256, 2), 2_097_152);
     assert_eq!(bytes(Carried::Embeddings, 1, 3), 16_384);
     assert_eq!(bytes(Carried::HandOver, 256, 4), 4_194_304);
-    assert_eq!(bytes(Carried::Byte, 0, 4), 3);
+    assert_eq!(bytes_received(&Case::Byte, 4), 3);
 }
 
 #[test]
@@ -189,9 +187,9 @@ fn every_model_at_every_number_of_tokens() {
     let all = cases(&[1, 7]);
     assert_eq!(all.len(), 1 + 3 * 6 * 2);
     for model in MODELS {
-        for carried in ALL.into_iter().filter(|carried| *carried != Carried::Byte) {
+        for carried in Carried::ALL {
             for tokens in [1, 7] {
-                let case = Case { carried, model: Some(model), tokens };
+                let case = Case::OfModel { carried, model, tokens };
                 assert_eq!(all.iter().filter(|other| **other == case).count(), 1, "{case:?}");
             }
         }
@@ -222,7 +220,7 @@ fn nobody_waits_for_a_rank_that_has_failed() {
     let mut ends = Ends::in_process(3);
     let Ends { outgoing, incoming } = ends[1].take().expect("rank 1 has ends");
     ends[1] = Some(Ends { outgoing: Box::new(Broken(outgoing)), incoming });
-    let case = Case { carried: Carried::HandOver, model: Some(TINY), tokens: 2 };
+    let case = Case::OfModel { carried: Carried::HandOver, model: TINY, tokens: 2 };
     let outcomes = team::run(&ranks, NonZero::<usize>::MIN, |rank| {
         let ends = ends[rank.peers().rank()].as_ref();
         Probe { rank, ends, effort: LEAST, floor: Floor::Host }.measure(&case)
@@ -240,8 +238,7 @@ fn devices_that_copy_from_one_another() {
         .map(|(device, collective)| Rank::new(device, Box::new(collective)))
         .collect();
     let ends = Ends::in_process(2);
-    for carried in ALL {
-        let case = Case { carried, model: Some(TINY), tokens: 3 };
+    for case in tiny(3) {
         measured(&ranks, &ends, Floor::Device, &case).iter().for_each(is_sound);
     }
 }

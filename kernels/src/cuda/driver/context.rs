@@ -98,6 +98,15 @@ impl Context {
         self.check(read, "cuDeviceGetAttribute")?;
         Ok(value)
     }
+
+    /// What no other GPU of any machine has, in hexadecimal; parts of one GPU have the same.
+    pub(super) fn identifier(&self) -> Result<String, KernelError> {
+        let mut uuid = sys::CUuuid { bytes: [0; 16] };
+        // SAFETY: writes 16 bytes.
+        let read = unsafe { sys::cuDeviceGetUuid(&raw mut uuid, self.device) };
+        self.check(read, "cuDeviceGetUuid")?;
+        Ok(uuid.bytes.iter().map(|byte| format!("{:02x}", *byte as u8)).collect())
+    }
 }
 
 impl Drop for Context {

@@ -99,6 +99,14 @@ impl CudaDevice {
         &self.context.name
     }
 
+    /// What no other GPU of any machine has.
+    ///
+    /// # Errors
+    /// Where the device fails.
+    pub fn identifier(&self) -> Result<String, KernelError> {
+        self.context.identifier()
+    }
+
     /// What there is to tell since this was asked last, such as a cache that cannot be written.
     pub fn take_notes(&self) -> Vec<String> {
         self.kernels.compiler.take_notes()
