@@ -39,6 +39,9 @@ pub(crate) struct Mesh {
     /// As in the state, for writers in the middle of a message.
     failed: AtomicBool,
     start: Instant,
+    /// When the watch looked last, and when it found last that this process had stood still; milliseconds since the start.
+    ticked: AtomicU64,
+    woke: AtomicU64,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -123,6 +126,8 @@ impl Mesh {
             changed: Condvar::new(),
             failed: AtomicBool::new(false),
             start: Instant::now(),
+            ticked: AtomicU64::new(0),
+            woke: AtomicU64::new(0),
             threads: Mutex::default(),
         });
         mesh.spawn_all(queues).inspect_err(|_| mesh.close())?;
@@ -319,11 +324,25 @@ impl Mesh {
         let mut state = self.lock();
         let before = std::mem::replace(&mut state.presence[rank], Presence::Closed);
         if !state.leaving && before == Presence::Here {
+            // What the others have said of a rank that was stopped goes with their connections: it blames itself.
+            let (rank, how) =
+                if self.was_stopped() { (self.rank, self.silent()) } else { (rank, how.to_owned()) };
             let what =
                 format!("{} is lost: {how}; the same command goes on where this one was", self.names[rank]);
             self.fail(&mut state, Failure { rank, what, exit: UNFINISHED });
         }
         self.changed.notify_all();
+    }
+
+    fn silent(&self) -> String {
+        format!("nothing was heard of it for {} s", self.limits.silence.as_secs_f32())
+    }
+
+    /// Whether this process stood still for so long, and until so lately, that the others may have given it up.
+    fn was_stopped(&self) -> bool {
+        let half = u64::try_from(self.limits.silence.as_millis() / 2).unwrap_or(u64::MAX);
+        let (ticked, woke) = (self.ticked.load(Ordering::Relaxed), self.woke.load(Ordering::Relaxed));
+        self.now().saturating_sub(ticked) > half || woke > 0 && self.now().saturating_sub(woke) < half
     }
 
     /// Ends the job for all ranks. The first failure is the one that counts.
@@ -415,6 +434,10 @@ impl Mesh {
             drop(state);
             // This process itself was stopped: what others have said meanwhile is still to be read.
             let stopped = before.elapsed() > silence / 2;
+            self.ticked.store(self.now(), Ordering::Relaxed);
+            if stopped {
+                self.woke.store(self.now(), Ordering::Relaxed);
+            }
             for (peer, link) in self.links.iter().enumerate() {
                 let Some(link) = link else { continue };
                 if stopped {
@@ -422,7 +445,7 @@ impl Mesh {
                 }
                 let silent = self.now().saturating_sub(link.heard.load(Ordering::Relaxed));
                 if here[peer] == Presence::Here && Duration::from_millis(silent) > silence {
-                    self.lose(peer, &format!("nothing was heard of it for {} s", silence.as_secs_f32()));
+                    self.lose(peer, &self.silent());
                 }
             }
         }

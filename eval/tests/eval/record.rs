@@ -192,6 +192,8 @@ fn the_json_is_stable() {
       "numerics_revision": 1,
       "threads": 4,
       "tp": 1,
+      "pp": null,
+      "replicas": null,
       "bpw": {
         "layer": 4.5001,
         "head": 16.0,

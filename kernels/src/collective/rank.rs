@@ -236,15 +236,18 @@ impl<B: Backend> Backend for Rank<B> {
         if ranks == 1 {
             return self.backend.embed(&table.held, ids).map(RankBuffer::whole);
         }
+        let first = table.cut.range(self.rank()).start as u32;
+        let holder = |id: &u32| (0..ranks).find(|rank| table.cut.range(*rank).contains(&(*id as usize)));
         let (mut width, mut values) = (0, Vec::new());
         for ids in ids.chunks(IDS_AT_ONCE) {
-            let held_by = |rank: usize| {
-                let range = table.cut.range(rank);
-                move |id: &u32| range.contains(&(*id as usize))
-            };
-            let first = table.cut.range(self.rank()).start as u32;
-            let own: Vec<u32> =
-                ids.iter().filter(|id| held_by(self.rank())(id)).map(|id| id - first).collect();
+            let holders: Vec<usize> =
+                ids.iter().map(|id| holder(id).expect("ids are in the table")).collect();
+            let own: Vec<u32> = ids
+                .iter()
+                .zip(&holders)
+                .filter(|(_, rank)| **rank == self.rank())
+                .map(|(id, _)| id - first)
+                .collect();
             let rows = if own.is_empty() {
                 Vec::new()
             } else {
@@ -252,14 +255,12 @@ impl<B: Backend> Backend for Rank<B> {
             };
             let bytes: Vec<u8> = rows.iter().flat_map(|value| value.to_le_bytes()).collect();
             let from = self.collective.exchange(vec![bytes; ranks])?;
-            let held: usize = from.iter().map(Vec::len).sum();
-            width = held / ids.len() / size_of::<f32>();
-            let mut rows: Vec<_> =
-                from.iter().map(|rows| rows.chunks_exact(width.max(1) * size_of::<f32>())).collect();
-            for id in ids {
-                let rank = (0..ranks).find(|rank| held_by(*rank)(id)).expect("ids are in the table");
+            let row_bytes = from.iter().map(Vec::len).sum::<usize>() / ids.len();
+            width = row_bytes / size_of::<f32>();
+            let mut rows: Vec<_> = from.iter().map(|rows| rows.chunks_exact(row_bytes.max(1))).collect();
+            for rank in holders {
                 let row = rows[rank].next().expect("a row for every id that a rank holds");
-                values.extend(row.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+                values.extend(row.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
             }
         }
         self.upload(width, &values)
