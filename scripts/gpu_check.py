@@ -149,6 +149,35 @@ def scores(checks, models, text, options):
             checks.step(f"nll of {folder.name}", abs(gpu - cpu) <= NLL_BOUND, detail)
 
 
+def layouts(checks):
+    """The same bits for every layout: ranks and stages that share the device, or all devices there are."""
+    plain = None
+    for options in ([], ["--tp", 2], ["--tp", 3], ["--pp", 2], ["--tp", 2, "--pp", 2]):
+        path = checks.out / "layout.json"
+        code, _, error, seconds = checks.run(
+            "eval", ROOT / "golden/bundled/NVFP4", "--data", ROOT / "golden/bundled/text.txt", "--ctx", 256,
+            "--stride", 64, "--device", checks.device.split(":")[0], "--json", path, "--quiet", *options,
+        )
+        name = "eval " + (" ".join(map(str, options)) or "as it chooses")
+        if code != 0:
+            checks.step(name, False, last_line(error))
+            continue
+        nll = [record["total_nll"] for record in json.loads(path.read_text())]
+        plain = plain or nll
+        checks.step(name, nll == plain, f"{'the same' if nll == plain else 'other'} bits, {seconds:.1f} s")
+
+
+def collectives(checks):
+    """What ranks hand one another, in one process."""
+    path = checks.out / "collectives.json"
+    code, _, error, seconds = checks.run(
+        "bench", "--collective", "--device", checks.device.split(":")[0], "--json", path, "--quiet", timeout=300
+    )
+    checks.step("bench --collective", code == 0, last_line(error) or f"{seconds:.0f} s")
+    if code == 0:
+        checks.results["collectives"] = json.loads(path.read_text())
+
+
 def sanitizer(checks):
     tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not Path(tool).exists():
@@ -245,8 +274,10 @@ def main():
     logits(checks)
     scores(checks, [ROOT / "golden/bundled" / name for name in BUNDLED], ROOT / "golden/bundled/text.txt",
            ["--ctx", 256, "--stride", 64])
+    layouts(checks)
     rows = []
     if not options.quick:
+        collectives(checks)
         kernels(checks, "large")
         rows = speed(checks, 8192)
         sanitizer(checks)

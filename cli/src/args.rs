@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ctq_eval::shard::Shard;
+use ctq_runtime::Wish;
 
 /// Exact perplexity of quantized checkpoints, weights kept packed.
 ///
@@ -264,6 +265,13 @@ pub(crate) struct MergeOptions {
     pub(crate) nll: Option<PathBuf>,
 }
 
+impl EvalOptions {
+    /// How devices are to share the work, where that was said.
+    pub(crate) fn wish(&self) -> Wish {
+        Wish { ranks: self.engine.tp, stages: self.pp }
+    }
+}
+
 /// What is asked: text, windows, scored positions.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct ProtocolOptions {
@@ -394,9 +402,12 @@ pub(crate) struct BenchOptions {
     /// and hidden states from one stage to the next.
     #[arg(long)]
     pub(crate) collective: bool,
-    /// Ranks that do so, in this process [default: as many as there are GPUs, at least 2].
+    /// Ranks that do so, in this process [default: as many as there are GPUs, at least 2]. Where a launcher has started
+    /// several processes, each of them is one.
     #[arg(long, value_name = "N", value_parser = several_ranks, requires = "collective")]
     pub(crate) tp: Option<usize>,
+    #[command(flatten)]
+    pub(crate) launch: LaunchOptions,
     /// Rows of activations: tokens that a layer sees at once [default: 8192; with --collective 1, 256 and 2048, one after
     /// the other].
     #[arg(long, value_name = "N", value_parser = bench_rows)]

@@ -17,9 +17,10 @@ use crate::args::{
     ModelOptions, ProtocolOptions,
 };
 use crate::device::Opened;
-use crate::eval::{Evaluated, Question, evaluate};
+use crate::evaluate::{Evaluated, evaluate};
 use crate::exit::Verdict;
 use crate::party::Party;
+use crate::question::Question;
 use crate::report::{self, Report};
 use crate::score::ResumeState;
 use crate::{interrupt, machine, verify};

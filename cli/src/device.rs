@@ -63,7 +63,7 @@ pub(crate) struct Gpus {
     /// At least one.
     pub(crate) devices: Vec<Cuda<CudaDevice>>,
     /// The library that copies between GPUs of several processes, or why there is none.
-    nccl: Result<NcclLibrary, String>,
+    pub(crate) nccl: Result<NcclLibrary, String>,
 }
 
 /// How many of a machine's devices are wanted.

@@ -1,6 +1,7 @@
 //! `ctq doctor`: what this machine has to compute with, what ctq takes of it, and what would help it to more.
 
 mod check;
+mod collectives;
 
 use std::fs;
 use std::time::Instant;

@@ -16,6 +16,7 @@ use crate::device::{HeadUse, OnSeats, Opened, Seats, Wanted, threads_of_seat};
 use crate::exit::Verdict;
 use crate::open::Model;
 use crate::progress::{Progress, Unit};
+use crate::question::{acts_of, compute_of};
 use crate::report::{self, Report};
 use crate::{eval, interrupt};
 
@@ -29,8 +30,8 @@ pub(crate) fn run(options: &LogitsOptions, report: &Report) -> anyhow::Result<Ve
         LogitsActs::Library => ActsChoice::Library,
         LogitsActs::Kernel => ActsChoice::Kernel,
     };
-    let acts = eval::acts_of(choice, inventory, report)[0].acts;
-    let compute = eval::compute_of(options.engine.compute, inventory, report);
+    let acts = acts_of(choice, inventory, report)[0].acts;
+    let compute = compute_of(options.engine.compute, inventory, report);
     let settings = Settings { acts, compute };
     let ranks = options.engine.tp.unwrap_or(1);
     let device = Opened::open_several(options.engine.device, Wanted::AtMost(ranks), None, report)?;

@@ -7,7 +7,8 @@ use ctq_eval::part::{self, Merged, NamedPart};
 use ctq_eval::record::{self, Record, Status};
 
 use crate::args::MergeOptions;
-use crate::eval::{check_writable, print, write_nll};
+use crate::eval::{check_writable, print};
+use crate::evaluate::write_nll;
 use crate::exit::{Verdict, verdict_of};
 use crate::report::Report;
 

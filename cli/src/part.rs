@@ -7,7 +7,7 @@ use ctq_eval::part::{self, PART_VERSION, Part, PartModel, PartResult, PartWindow
 use ctq_eval::shard::Shard;
 
 use crate::args::EvalOptions;
-use crate::eval::Evaluated;
+use crate::evaluate::Evaluated;
 use crate::exit::Verdict;
 use crate::report::Report;
 

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use ctq_kernels::bench::Ends;
 use ctq_kernels::collective::{Peers, Pipe};
 use ctq_kernels::{Backend, KernelError};
 use ctq_model::window::{Window, WindowScores};
@@ -83,6 +84,16 @@ impl Several {
         let from = |rank| Box::new(ToldByParty(self.world.pipe_from(rank, of_pipe))) as Box<dyn Pipe>;
         let to = |rank| Box::new(ToldByParty(self.world.pipe_to(rank, of_pipe))) as Box<dyn Pipe>;
         Ok(Member { seat, backend, incoming: incoming.map(from), outgoing: outgoing.map(to), threads })
+    }
+
+    /// Pipes between the first two processes, there and back, where this is one of them.
+    pub(crate) fn ends(&self) -> Option<Ends> {
+        let (_, channel) = self.channels();
+        let other = 1_usize.checked_sub(self.world.rank())?;
+        Some(Ends {
+            outgoing: Box::new(ToldByParty(self.world.pipe_to(other, channel))),
+            incoming: Box::new(ToldByParty(self.world.pipe_from(other, channel))),
+        })
     }
 
     /// Does this process's part; the first takes what the others send meanwhile, until it has all scores. All come to the

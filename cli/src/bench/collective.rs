@@ -8,7 +8,9 @@ use ctq_runtime::Layout;
 
 use super::{Measurements, Team, go_on};
 use crate::args::BenchOptions;
-use crate::device::{Gpus, OnSeats, Opened, Seats, Wanted, threads_of_seat};
+use crate::device::{OnSeats, Opened, Seats, Wanted, threads_of_seat};
+use crate::machine;
+use crate::party::{Party, Several};
 use crate::report::Report;
 
 /// Tokens at a time: one, a short window, a long one.
@@ -17,10 +19,16 @@ const TOKENS: [usize; 3] = [1, 256, 2048];
 /// Least seconds of one round.
 const SECONDS: f64 = 0.02;
 
-pub(super) fn measure(options: &BenchOptions, report: &Report) -> anyhow::Result<Measurements> {
-    let wanted = options.tp.map_or(Wanted::All, Wanted::AtMost);
+pub(super) fn measure(
+    options: &BenchOptions,
+    party: &Party,
+    report: &Report,
+) -> anyhow::Result<Measurements> {
+    let wanted = match party.process() {
+        Some(process) => Wanted::OfProcess(process),
+        None => options.tp.map_or(Wanted::All, Wanted::AtMost),
+    };
     let device = Opened::open_several(options.device, wanted, None, report)?;
-    let ranks = options.tp.unwrap_or(device.count().max(2));
     let floor = match &device {
         Opened::Cpu(_) => Floor::Host,
         Opened::Cuda(_) => Floor::Device,
@@ -28,15 +36,24 @@ pub(super) fn measure(options: &BenchOptions, report: &Report) -> anyhow::Result
     let tokens = options.rows.map_or(TOKENS.to_vec(), |rows| vec![rows]);
     let effort = Effort { rounds: options.rounds, seconds: SECONDS };
     let program = Program { tokens, effort, floor, report };
-    let threads = threads_of_seat(options.threads, ranks);
-    let team = Team { ranks, devices: device.count(), threads: threads.get(), floor: told(floor).to_owned() };
-    if let Opened::Cuda(Gpus { devices, .. }) = &device
-        && devices.len() < ranks
-    {
-        report
-            .note(&format!("{ranks} ranks on {} GPU(s): some share one, and copy within it", devices.len()));
+    let (ranks, devices, threads) = match party {
+        Party::Several(several) => {
+            let ranks = several.world.ranks();
+            (ranks, ranks, threads_of_seat(options.threads, party.neighbours()))
+        }
+        Party::Alone => {
+            let ranks = options.tp.unwrap_or(device.count().max(2));
+            (ranks, device.count(), threads_of_seat(options.threads, ranks))
+        }
+    };
+    if matches!(device, Opened::Cuda(_)) && devices < ranks {
+        report.note(&format!("{ranks} ranks on {devices} GPU(s): some share one, and copy within it"));
     }
-    let collectives = device.on_seats(InProcess { program: &program, ranks, threads })?;
+    let team = Team { ranks, devices, threads: threads.get(), floor: told(floor).to_owned() };
+    let collectives = match party {
+        Party::Alone => device.on_seats(InProcess { program: &program, ranks, threads })?,
+        Party::Several(several) => device.on_seats(OneProcess { program: &program, several, threads })?,
+    };
     let identity = device.identity();
     Ok(Measurements {
         bench_version: 1,
@@ -112,6 +129,25 @@ impl OnSeats for InProcess<'_> {
             Some(error) => Err(error),
             None => Ok(timings.swap_remove(0)),
         }
+    }
+}
+
+/// One rank, of which each process is one.
+struct OneProcess<'a> {
+    program: &'a Program<'a>,
+    several: &'a Several,
+    threads: std::num::NonZero<usize>,
+}
+
+impl OnSeats for OneProcess<'_> {
+    type Output = anyhow::Result<Vec<CollectiveTiming>>;
+
+    fn run<B: Backend + 'static>(self, seats: &dyn Seats<B>) -> Self::Output {
+        let layout = Layout { ranks: self.several.world.ranks(), ..Layout::ONE };
+        let member = self.several.member(&layout, seats, self.threads)?;
+        let ends = self.several.ends();
+        let pool = machine::pool(Some(self.threads.get()))?;
+        pool.install(|| self.program.run(&member.backend, ends.as_ref()))
     }
 }
 

@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::args::BenchOptions;
 use crate::device::{OnBackend, Opened};
 use crate::exit::Verdict;
+use crate::party::Party;
 use crate::report::{self, Report};
 use crate::{eval, interrupt, machine};
 
@@ -50,13 +51,28 @@ pub(crate) fn run(options: &BenchOptions, report: &Report) -> anyhow::Result<Ver
     if let Some(path) = &options.json {
         eval::check_writable(path)?;
     }
+    // Ranks have something to tell one another; other measurements are of one device.
+    let party = if options.collective { Party::join(&options.launch, report)? } else { Party::Alone };
+    match measure(options, &party, report) {
+        Ok(()) => Ok(party.leave(Verdict::Good)),
+        Err(error) => {
+            party.abort(&error);
+            Err(error)
+        }
+    }
+}
+
+fn measure(options: &BenchOptions, party: &Party, report: &Report) -> anyhow::Result<()> {
     let measurements = if options.collective {
-        collective::measure(options, report)?
+        collective::measure(options, party, report)?
     } else {
         let pool = machine::pool(options.threads)?;
         let device = Opened::open(options.device, None, report)?;
         pool.install(|| device.on(Measure { options, report }))?
     };
+    if !party.leads() {
+        return Ok(());
+    }
     report::result(&text(&measurements))?;
     if let Some(path) = &options.json {
         let json = serde_json::to_string_pretty(&measurements)?;
@@ -64,7 +80,7 @@ pub(crate) fn run(options: &BenchOptions, report: &Report) -> anyhow::Result<Ver
             format!("{}: cannot be written; check that its folder is there", path.display())
         })?;
     }
-    Ok(Verdict::Good)
+    Ok(())
 }
 
 struct Measure<'a> {

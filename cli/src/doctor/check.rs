@@ -9,7 +9,8 @@ use ctq_kernels::cpu::Cpu;
 use serde::Serialize;
 
 use crate::args::{CheckSize, DeviceChoice, DoctorOptions};
-use crate::device::Opened;
+use super::collectives;
+use crate::device::{Opened, Wanted};
 use crate::eval;
 use crate::exit::Verdict;
 use crate::report::{self, Report};
@@ -47,7 +48,7 @@ pub(super) fn run(size: CheckSize, options: &DoctorOptions, report: &Report) -> 
     if let Some(path) = &options.findings {
         eval::check_writable(path)?;
     }
-    let opened = Opened::open(options.device, None, report)?;
+    let opened = Opened::open_several(options.device, Wanted::All, None, report)?;
     let Opened::Cuda(gpus) = &opened else {
         bail!("there is no GPU to check: the CPU is what a GPU is held against; `ctq doctor` tells more");
     };
@@ -59,7 +60,8 @@ pub(super) fn run(size: CheckSize, options: &DoctorOptions, report: &Report) -> 
         CheckSize::Small => (Size::Small, Vec::new()),
         CheckSize::Large => (Size::Large, observe_library(cuda)?),
     };
-    let findings = compare(cuda, &Cpu::detect(), size, Extent::Everything);
+    let mut findings = compare(cuda, &Cpu::detect(), size, Extent::Everything);
+    findings.extend(collectives::check(gpus));
     if let Some(path) = &options.findings {
         let json = serde_json::to_string_pretty(&record(&device, &findings, &observations))?;
         fs::write(path, json + "\n").with_context(|| {
