@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Checks the files in deploy/ without a scheduler: ShellCheck, the Kubernetes schema, and the very commands of the job
-# array and of the Indexed Job on a bundled model, one task after the other, whose merged result must be that of one run.
+# Checks the files in deploy/ without a scheduler: ShellCheck, the Kubernetes schema, and the very commands inside on a
+# bundled model. The tasks of the job array and of the Indexed Job run one after the other, and their merged result must
+# be that of one run; srun and torchrun are stood in for by scripts that start processes with the variables they set.
 # Takes ShellCheck and the schema from PyPI in a virtual environment of its own ($CTQ_DEPLOY_VENV, else
 # target/deploy-venv).
 #
@@ -32,9 +33,9 @@ ln -s "$ctq" "$folder/bin/ctq"
 export PATH="$folder/bin:$PATH" CTQ_DEVICE=cpu
 text=golden/bundled/text.txt
 
-# Results without what a merge cannot have in common with one run.
+# Results without what another way of working cannot have in common with one run.
 answer() {
-  grep -vE '"(seconds|tokens_per_second|peak_memory_bytes)":' "$1"
+  grep -vE '"(seconds|tokens_per_second|peak_memory_bytes|threads|tp|pp|replicas)":' "$1"
 }
 same() {
   diff <(answer "$folder/whole.json") <(answer "$2/result.json")
@@ -53,7 +54,51 @@ for task in 2 0 1; do
 done
 bash deploy/slurm-array.sbatch merge >/dev/null
 same "slurm-array.sbatch" "$folder/array"
-unset MODEL OPTIONS PARTS
+
+# Several processes: the files themselves, with launchers that start four here.
+cat > "$folder/bin/srun" <<'SRUN'
+#!/usr/bin/env bash
+while [[ "$1" == --* ]]; do shift; done
+pids=()
+for task in 3 2 1 0; do
+  SLURM_JOB_ID="$$" SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=4 SLURM_PROCID=$task SLURM_LOCALID=$task \
+    SLURM_STEP_NODELIST=localhost SLURM_STEP_TASKS_PER_NODE=4 "$@" &
+  pids+=($!)
+done
+for pid in "${pids[@]}"; do wait "$pid"; done
+SRUN
+cat > "$folder/bin/torchrun" <<'TORCHRUN'
+#!/usr/bin/env bash
+while [[ "$1" == --* ]]; do
+  case "$1" in
+    --nproc-per-node) count="$2"; shift ;;
+  esac
+  shift
+done
+pids=()
+for ((rank = 0; rank < count; rank++)); do
+  RANK=$rank WORLD_SIZE=$count LOCAL_RANK=$rank LOCAL_WORLD_SIZE=$count MASTER_ADDR=127.0.0.1 \
+    MASTER_PORT=$((11000 + $$ % 9000)) TORCHELASTIC_RUN_ID="$$" "$@" &
+  pids+=($!)
+done
+for pid in "${pids[@]}"; do wait "$pid"; done
+TORCHRUN
+chmod +x "$folder/bin/srun" "$folder/bin/torchrun"
+several() {
+  mkdir "$folder/$1"
+  nll="$folder/$1/result.nll.safetensors"
+  export RESULT="$folder/$1/result.json" OPTIONS="-q --data $text ${question[*]} --nll $nll" CTQ_CACHE="$folder/$1/cache"
+}
+several srun
+bash deploy/slurm-srun.sbatch >/dev/null
+same "slurm-srun.sbatch" "$folder/srun"
+several srun-tp
+TP=2 bash deploy/slurm-srun.sbatch >/dev/null
+same "slurm-srun.sbatch with TP=2" "$folder/srun-tp"
+several torchrun
+bash deploy/torchrun.sh 2 "$MODEL" -q --data "$text" "${question[@]}" --json "$RESULT" --nll "$nll" >/dev/null
+same "torchrun.sh" "$folder/torchrun"
+unset MODEL OPTIONS PARTS RESULT
 
 # The Indexed Job: the commands of its containers, with what Kubernetes would set, and a folder for the volume.
 mkdir "$folder/volume"

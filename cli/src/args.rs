@@ -39,7 +39,7 @@ pub(crate) struct OutputOptions {
     /// Say more: files, groups, memory.
     #[arg(short, long, global = true, help_heading = MESSAGES, conflicts_with = "quiet")]
     pub(crate) verbose: bool,
-    /// Write everything that is said, with times, to a file too.
+    /// Write everything that is said, with times, to a file too. Of several processes, the second writes to FILE.rank1.
     #[arg(long, global = true, help_heading = MESSAGES, value_name = "FILE")]
     pub(crate) log: Option<PathBuf>,
 }
@@ -117,7 +117,7 @@ pub(crate) struct InspectOptions {
 /// Precision and devices.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct EngineOptions {
-    /// What computes: cpu; cuda, the first GPU that can be used; cuda:1, the second; or auto, a GPU where there is one.
+    /// What computes: cpu; cuda, the GPUs that can be used; cuda:1, the second alone; or auto, GPUs where there are any.
     /// A GPU that is there and cannot be used is an error. `ctq doctor` tells what there is.
     #[arg(long, value_name = "DEVICE", env = "CTQ_DEVICE", hide_env_values = true, default_value = "auto", value_parser = device)]
     pub(crate) device: DeviceChoice,

@@ -53,17 +53,14 @@ impl Party {
         let Some(launch) = Launch::detect(options.launcher.into(), &variable)? else {
             return Ok(Party::Alone);
         };
-        report.as_rank(launch.rank);
+        report.as_rank(launch.rank)?;
         report.note(&format!(
             "waiting for {} processes at {}:{}, at most {:.0} s",
             launch.ranks, launch.address, launch.port, options.wait
         ));
         let limits = Limits { wait: Duration::from_secs_f64(options.wait), ..Limits::default() };
         let world = World::join(&launch, env!("CARGO_PKG_VERSION"), limits)?;
-        for note in world.notes() {
-            // What concerns all is told once.
-            if world.rank() == 0 { report.warning(note) } else { report.detail(note) }
-        }
+        world.notes().iter().for_each(|note| report.warning(note));
         let everyone = world.group(&(0..world.ranks()).collect::<Vec<_>>(), EVERYONE);
         world.on_failure(|failure| end_soon(failure.clone()));
         Ok(Party::Several(Several { world, launch, everyone, runs: AtomicU16::new(0) }))

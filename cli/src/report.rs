@@ -2,10 +2,10 @@
 //!
 //! stdout belongs to results alone.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Write};
-use std::path::Path;
-use std::sync::{Mutex, OnceLock};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use anyhow::Context;
@@ -25,7 +25,7 @@ pub(crate) struct Report {
     level: Level,
     /// Which of several processes this is; the first speaks for all.
     rank: OnceLock<usize>,
-    log: Option<Mutex<File>>,
+    log: Option<(PathBuf, Mutex<File>)>,
     started: Instant,
 }
 
@@ -37,9 +37,7 @@ impl Report {
             (false, false) => Level::Normal,
         };
         let log = match &options.log {
-            Some(path) => Some(Mutex::new(File::create(path).with_context(|| {
-                format!("{}: cannot write the log; check that its folder is there", path.display())
-            })?)),
+            Some(path) => Some((path.clone(), Mutex::new(log_file(path)?))),
             None => None,
         };
         Ok(Report { level, rank: OnceLock::new(), log, started: Instant::now() })
@@ -47,8 +45,17 @@ impl Report {
 
     /// From now on this is one of several processes: all but the first say only what is wrong, unless asked for more, and
     /// who they are.
-    pub(crate) fn as_rank(&self, rank: usize) {
+    ///
+    /// # Errors
+    /// Where its log cannot be written.
+    pub(crate) fn as_rank(&self, rank: usize) -> anyhow::Result<()> {
         let _ = self.rank.set(rank);
+        if let (Some((path, log)), 1..) = (&self.log, rank) {
+            let mut path = path.clone().into_os_string();
+            path.push(format!(".rank{rank}"));
+            *log.lock().unwrap_or_else(PoisonError::into_inner) = log_file(Path::new(&path))?;
+        }
+        Ok(())
     }
 
     /// How much is said.
@@ -69,9 +76,14 @@ impl Report {
         self.say(Level::Verbose, text);
     }
 
-    /// Something that may make a result other than expected: shown even when quiet.
+    /// Something that may make a result other than expected: shown even when quiet. Of several processes, the first warns
+    /// for all.
     pub(crate) fn warning(&self, text: &str) {
-        self.say(Level::Quiet, &format!("warning: {text}"));
+        let level = match self.rank.get() {
+            Some(1..) => Level::Verbose,
+            Some(0) | None => Level::Quiet,
+        };
+        self.say(level, &format!("warning: {text}"));
     }
 
     /// The reason a command ends without its result.
@@ -92,7 +104,7 @@ impl Report {
 
     /// Only the log file.
     pub(crate) fn log_line(&self, text: &str) {
-        if let Some(log) = &self.log
+        if let Some((_, log)) = &self.log
             && let Ok(mut file) = log.lock()
         {
             let _ = writeln!(file, "[{:9.3}s] {text}", self.started.elapsed().as_secs_f64());
@@ -103,6 +115,14 @@ impl Report {
     pub(crate) fn draws_bars(&self) -> bool {
         self.level() > Level::Quiet && std::io::stderr().is_terminal()
     }
+}
+
+/// An empty file that is only added to: processes that begin with the same one do not write over one another's lines.
+fn log_file(path: &Path) -> anyhow::Result<File> {
+    let emptied = File::create(path);
+    emptied
+        .and_then(|_| OpenOptions::new().append(true).open(path))
+        .with_context(|| format!("{}: cannot write the log; check that its folder is there", path.display()))
 }
 
 /// An error with its causes, each said once: many of our messages already hold their cause.

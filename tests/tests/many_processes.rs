@@ -54,7 +54,12 @@ fn joined(rank: usize, ranks: usize, port: u16) -> std::sync::Arc<World> {
 }
 
 /// The part of one process.
-fn scores_of(world: &World, source: &TiledCheckpoint, settings: Settings, layout: Layout) -> Vec<WindowScores> {
+fn scores_of(
+    world: &World,
+    source: &TiledCheckpoint,
+    settings: Settings,
+    layout: Layout,
+) -> Vec<WindowScores> {
     let seat = layout.seat(world.rank());
     let stage: Vec<usize> = layout.stage_of(seat).collect();
     let neighbour = |stage: usize| layout.index(Seat { stage, ..seat });
@@ -83,8 +88,13 @@ fn over_tcp_the_bits_are_those_of_one_engine() {
         Layout { replicas: 2, stages: 2, ranks: 1 },
         Layout { replicas: 1, stages: 1, ranks: 4 },
     ];
-    let names =
-        ["bundled/NVFP4", "bundled/FP8", "families/mixtral-sliding", "families/qwen3moe-nvfp4", "families/llama-kv-fp8"];
+    let names = [
+        "bundled/NVFP4",
+        "bundled/FP8",
+        "families/mixtral-sliding",
+        "families/qwen3moe-nvfp4",
+        "families/llama-kv-fp8",
+    ];
     let sources = names.map(|name| models::on_the_fly(&assets::golden(name)));
     // Ports that the system gives to no outgoing connection.
     let mut ports = (20_000 + (std::process::id() % 1_000) as u16 * 10..30_010)
@@ -97,7 +107,8 @@ fn over_tcp_the_bits_are_those_of_one_engine() {
                 let sources = &sources;
                 scope.spawn(move || {
                     let world = joined(rank, layout.seats(), port);
-                    let runs = runs(sources).map(|(source, settings)| scores_of(&world, source, settings, layout));
+                    let runs =
+                        runs(sources).map(|(source, settings)| scores_of(&world, source, settings, layout));
                     let scores: Vec<_> = runs.collect();
                     world.leave();
                     scores
@@ -111,7 +122,10 @@ fn over_tcp_the_bits_are_those_of_one_engine() {
             let plain = Engine::new(&cpu, source, settings).score(&windows(source), usize::MAX, None, &());
             let mut all: Vec<WindowScores> = found.iter().flat_map(|runs| runs[index].clone()).collect();
             all.sort_by_key(|scores| scores.window);
-            assert!(crews::bits(&all) == crews::bits(&plain.expect("scores")), "run {index}: {settings:?}: {layout}");
+            assert!(
+                crews::bits(&all) == crews::bits(&plain.expect("scores")),
+                "run {index}: {settings:?}: {layout}"
+            );
         }
     }
 }

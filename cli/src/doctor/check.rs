@@ -8,8 +8,8 @@ use ctq_kernels::check::{Bound, Extent, Finding, Observation, Size, compare, obs
 use ctq_kernels::cpu::Cpu;
 use serde::Serialize;
 
-use crate::args::{CheckSize, DeviceChoice, DoctorOptions};
 use super::collectives;
+use crate::args::{CheckSize, DeviceChoice, DoctorOptions};
 use crate::device::{Opened, Wanted};
 use crate::eval;
 use crate::exit::Verdict;

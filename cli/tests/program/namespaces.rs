@@ -48,7 +48,10 @@ impl Machines {
     fn start(&self, session: &Session, rank: usize, line: &str) -> Child {
         let program = session.command(line);
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.names[rank / 2]]).arg(program.get_program()).args(program.get_args());
+        command
+            .args(["netns", "exec", &self.names[rank / 2]])
+            .arg(program.get_program())
+            .args(program.get_args());
         command.current_dir(session.root());
         for (name, value) in program.get_envs() {
             match value {

@@ -32,7 +32,9 @@ pub fn line(record: &Record) -> String {
             let error = record.perplexity_error.map(|error| format!(" ± {}", numbers::significant(error)));
             format!("ppl {}{}", numbers::perplexity(perplexity), error.unwrap_or_default())
         }
-        (Status::Ok | Status::Failed | Status::Invalid | Status::Partial, _) => format!("ppl {}", answer(record)),
+        (Status::Ok | Status::Failed | Status::Invalid | Status::Partial, _) => {
+            format!("ppl {}", answer(record))
+        }
     };
     let scheme = record.scheme.as_ref().map(|scheme| format!(" {scheme}")).unwrap_or_default();
     let bpw = record.bpw.map(|bpw| format!(" {} bpw", numbers::bpw(bpw.layer))).unwrap_or_default();
@@ -159,7 +161,8 @@ fn cost(record: &Record) -> Option<String> {
     let rate = record.tokens_per_second.map(|rate| format!(", {rate:.1} tokens/s")).unwrap_or_default();
     let threads = record.threads.map(|threads| format!(", {threads} threads")).unwrap_or_default();
     let of_several = |count: &Option<u64>| count.filter(|count| *count > 1);
-    let shared = [("tp", record.tp), ("pp", of_several(&record.pp)), ("replicas", of_several(&record.replicas))];
+    let shared =
+        [("tp", record.tp), ("pp", of_several(&record.pp)), ("replicas", of_several(&record.replicas))];
     let shared: String =
         shared.iter().filter_map(|(what, count)| Some(format!(", {what} {}", (*count)?))).collect();
     Some(format!("{}{}{rate}{threads}{shared}", label("time"), numbers::seconds(seconds)))

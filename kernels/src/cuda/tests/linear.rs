@@ -8,8 +8,8 @@ use ctq_model::matrix::{Code, Sharing};
 use ctq_model::scheme::{Activation, ActivationScale, ActivationSharing};
 
 use super::*;
-use crate::collective::team;
 use crate::backend::{Backend, Pieces, Quantizer, Treatment};
+use crate::collective::team;
 use crate::cpu::math::round_bf16;
 use crate::cpu::{self, CpuBuffer, CpuMatrix, CpuOperand, Isa};
 use crate::cuda::elementwise::samples::{devices, same_bits};
@@ -357,7 +357,9 @@ fn experts_on_several_ranks_have_the_bits_of_one_device() {
     let (n, k) = (dense::CHUNKS.rows, 1024);
     let matrices = [1, 2].map(|seed| tiled(n, k, integer(4, group(128)), seed));
     let one = experts(&cuda, &matrices, k);
-    for several in team::run(&ranks, NonZero::<usize>::MIN, |rank| Ok::<_, KernelError>(experts(rank, &matrices, k))) {
+    for several in
+        team::run(&ranks, NonZero::<usize>::MIN, |rank| Ok::<_, KernelError>(experts(rank, &matrices, k)))
+    {
         assert_eq!(several.expect("a rank"), one);
     }
 }
