@@ -44,8 +44,8 @@ struct SeatPlan {
     /// Part of the rows of every matrix.
     rows: String,
     weight_bytes: u64,
-    /// Weights stay on the device, or pass through it.
-    resident: bool,
+    /// Where weights are: `resident` on the device, `passing` through it, or `mapped` from their files.
+    weights: &'static str,
     device_bytes: u64,
     host_bytes: u64,
     budget_bytes: u64,
@@ -151,7 +151,7 @@ impl DryRun {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
         table.set_header([
-            "device", "replica", "stage", "rank", "windows", "groups", "layers", "rows", "weights", "stay",
+            "device", "replica", "stage", "rank", "windows", "groups", "layers", "rows", "weights", "",
             "takes", "host", "of",
         ]);
         for seat in &self.seats {
@@ -169,7 +169,7 @@ impl DryRun {
                 layers,
                 seat.rows.clone(),
                 bytes(seat.weight_bytes),
-                if seat.resident { "yes" } else { "pass" }.to_owned(),
+                seat.weights.to_owned(),
                 bytes(seat.device_bytes),
                 bytes(seat.host_bytes),
                 bytes(seat.budget_bytes),
@@ -206,8 +206,11 @@ fn seat_plan(job: &Job<'_>, needs: &Needs, plans: &Plans, seat: Seat, device: &s
         layers: layers.len(),
         rows: format!("1/{}", job.layout.ranks),
         weight_bytes: share.all,
-        resident: matches!(job.resources.pool, Pool::Separate { .. })
-            && plan.schedule.resident_layers >= layers.len(),
+        weights: match job.resources.pool {
+            Pool::Shared(_) => "mapped",
+            Pool::Separate { .. } if plan.schedule.resident_layers >= layers.len() => "resident",
+            Pool::Separate { .. } => "passing",
+        },
         device_bytes: plan.device_bytes,
         host_bytes: plan.host_bytes,
         budget_bytes: match job.resources.pool {

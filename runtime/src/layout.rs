@@ -112,14 +112,16 @@ impl fmt::Display for Layout {
 /// Cuts a row of weights into `parts` contiguous parts that are about as heavy as one another. None is empty while there
 /// are enough of them.
 fn even(weights: &[u64], parts: usize) -> Vec<Range<usize>> {
-    let total: u64 = weights.iter().sum();
-    let (mut cuts, mut sum, mut at) = (vec![0], 0_u64, 0);
+    let total = weights.iter().map(|weight| u128::from(*weight)).sum::<u128>();
+    let (mut cuts, mut sum, mut at) = (vec![0], 0_u128, 0);
     for part in 1..parts {
-        let goal = total as u128 * part as u128 / parts as u128;
-        let (least, most) = ((at + 1).min(weights.len()), weights.len().saturating_sub(parts - part));
-        // The cut nearest to the goal.
-        while at < most && (at < least || u128::from(sum) + u128::from(weights[at] / 2) < goal) {
-            sum += weights[at];
+        let least = (at + 1).min(weights.len());
+        let most = weights.len().saturating_sub(parts - part).max(at);
+        // The cut nearest to its share of the total: half of the next weight still counts to this part.
+        let is_short =
+            |sum: u128, next: u64| (2 * sum + u128::from(next)) * (parts as u128) < 2 * total * part as u128;
+        while at < weights.len() && (at < least || at < most && is_short(sum, weights[at])) {
+            sum += u128::from(weights[at]);
             at += 1;
         }
         cuts.push(at);
@@ -225,4 +227,93 @@ pub fn arrange(
         "all devices together do not hold the model ({gibibytes:.1} GiB packed): its layers pass through"
     );
     Ok(Arranged { layout: Layout { replicas: 1, stages: 1, ranks: seats }, why })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Four layers of 100 bytes, embedding and head of 150; 10 bytes of hidden state and 90 of activations a token.
+    fn needs() -> Needs {
+        Needs {
+            layers: vec![100; 4],
+            embedding: 150,
+            head: 150,
+            all: 700,
+            hidden: 10,
+            hidden_on_host: 10,
+            activations: 90,
+        }
+    }
+
+    fn arranged(device: u64, wish: Wish, seats: usize) -> Layout {
+        let pool = Pool::Separate { device, host: 0 };
+        arrange(&needs(), pool, 7, wish, seats, 2).expect("a layout").layout
+    }
+
+    #[test]
+    fn seats_are_counted_ranks_first() {
+        let layout = Layout { replicas: 2, stages: 3, ranks: 4 };
+        for index in 0..layout.seats() {
+            assert_eq!(layout.index(layout.seat(index)), index);
+        }
+        assert_eq!(layout.seat(4), Seat { replica: 0, stage: 1, rank: 0 });
+        assert_eq!(layout.seat(13), Seat { replica: 1, stage: 0, rank: 1 });
+        assert_eq!(layout.stage_of(layout.seat(17)), 16..20);
+    }
+
+    #[test]
+    fn parts_are_contiguous_and_about_as_heavy() {
+        assert_eq!(even(&[1; 10], 3), [0..3, 3..7, 7..10]);
+        assert_eq!(even(&[9, 1, 1, 1], 2), [0..1, 1..4]);
+        assert_eq!(even(&[1, 1, 1, 9], 2), [0..3, 3..4]);
+        assert_eq!(even(&[5, 5], 4).iter().filter(|part| !part.is_empty()).count(), 2);
+        for parts in 1..9 {
+            let cut = even(&[3, 1, 4, 1, 5, 9, 2, 6], parts);
+            assert!(cut.iter().all(|part| !part.is_empty()), "{cut:?}");
+            assert_eq!((cut[0].start, cut[parts - 1].end), (0, 8));
+            assert!(cut.windows(2).all(|pair| pair[0].end == pair[1].start), "{cut:?}");
+        }
+        // The embedding weighs on the first stage, the head on the last.
+        let heavy = Needs { embedding: 300, head: 0, ..needs() };
+        assert_eq!(Layout { stages: 2, ..Layout::ONE }.layers(&heavy), [0..1, 1..4]);
+    }
+
+    /// 7 bytes of scratch and 200 for the longest window are there in any case.
+    #[test]
+    fn windows_are_split_before_layers_and_layers_before_rows() {
+        let none = Wish::default();
+        let split = |replicas, stages, ranks| Layout { replicas, stages, ranks };
+        assert_eq!(arranged(907, none, 8), split(8, 1, 1));
+        assert_eq!(arranged(906, none, 8), split(4, 2, 1));
+        // Embedding and a layer, or a layer and the head.
+        assert_eq!(arranged(457, none, 8), split(2, 4, 1));
+        assert_eq!(arranged(456, none, 8), split(1, 1, 8));
+        assert_eq!(arranged(10, none, 1), Layout::ONE);
+    }
+
+    #[test]
+    fn what_is_asked_for_is_done() {
+        let wish = |ranks, stages| Wish { ranks, stages };
+        assert_eq!(arranged(10_000, wish(Some(2), None), 2), Layout { ranks: 2, ..Layout::ONE });
+        let all = Layout { replicas: 2, stages: 2, ranks: 2 };
+        assert_eq!(arranged(10_000, wish(Some(2), Some(2)), 8), all);
+        let refused = |wish, seats| {
+            arrange(&needs(), Pool::Shared(0), 0, wish, seats, 2).expect_err("refused").to_string()
+        };
+        assert_eq!(
+            refused(wish(Some(3), None), 4),
+            "4 processes were started, which --tp 3 times --pp 1 does not divide: start a multiple of 3"
+        );
+        assert!(refused(wish(None, Some(5)), 5).contains("at most --pp 4"));
+    }
+
+    #[test]
+    fn a_layout_is_told_from_the_outside_in() {
+        assert_eq!(Layout::ONE.to_string(), "one rank");
+        assert_eq!(
+            Layout { replicas: 2, stages: 1, ranks: 4 }.to_string(),
+            "2 replicas (windows are split) of 4 ranks (rows are split, tp)"
+        );
+    }
 }

@@ -354,6 +354,24 @@ mod tests {
         assert_eq!(plan.device_bytes, 200 + 50 * 90 + 150 * 10);
     }
 
+    /// The groups of all stages are those of the stage with the least room, and there are enough for all to work.
+    #[test]
+    fn stages_have_the_same_groups() {
+        let lengths = [50; 40];
+        let stages = [needs().share(&(0..1), 1), needs().share(&(1..4), 1)];
+        let plenty = plan_stages(&stages, separate(1 << 30, 0), 0, &lengths).expect("room");
+        assert_eq!(plenty[0].groups, plenty[1].groups);
+        assert!(plenty[0].groups.len() >= 2 * GROUPS_IN_FLIGHT, "{:?}", plenty[0].groups);
+        assert!(plenty.iter().all(|plan| plan.schedule.resident_layers > 0));
+        // Room for one window beside the weights of the second stage, for more beside those of the first.
+        let least = 450 + 50 * 100;
+        for device in [least, least + 700, least + 3_000] {
+            let plans = plan_stages(&stages, separate(device, 0), 0, &lengths).expect("room");
+            assert_eq!(plans[0].groups, plans[1].groups, "{device}");
+            assert!(plans.iter().all(|plan| plan.device_bytes <= device), "{device}: {plans:?}");
+        }
+    }
+
     #[test]
     fn batches_are_plenty_and_groups_as_large_as_fits() {
         let lengths = [1_000; 100];

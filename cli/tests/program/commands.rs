@@ -325,3 +325,19 @@ fn ids_that_are_none() {
     error: text.txt: not a safetensors file; write `input_ids` [B, S] to one: header too large
     ");
 }
+
+#[test]
+fn a_dry_run_tells_what_goes_where_and_scores_nothing() {
+    let session = Session::with(&["NVFP4"]);
+    let line =
+        "eval NVFP4 --data text.txt --ctx 256 --stride 64 --acts off --memory 16M --tp 2 --pp 2 --dry-run";
+    let ran = session.ctq(&format!("{line} --json plan.json")).expect(0);
+    insta::assert_snapshot!(ran.stdout);
+    let plan = &session.json("plan.json")[0];
+    assert_eq!((&plan["tp"], &plan["pp"], &plan["replicas"]), (&2.into(), &2.into(), &1.into()));
+    assert_eq!(plan["seats"].as_array().expect("seats").len(), 4);
+    // (128 + 128 + 256 + 128) columns of f32, half of which come from the other rank.
+    assert_eq!(plan["traffic"]["layer_bytes_per_token"], 1280);
+    assert_eq!(plan["traffic"]["stage_bytes_per_token"], 512);
+    assert!(!session.path("cache/eval").exists(), "a dry run has left a state");
+}
