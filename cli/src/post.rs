@@ -103,6 +103,7 @@ impl Several {
         part: impl FnOnce() -> anyhow::Result<()>,
         watch: &Watch<'_>,
     ) -> anyhow::Result<()> {
+        let part = || part().map_err(|error| self.caused(error));
         if self.world.rank() > 0 {
             part()?;
         } else {
@@ -117,6 +118,13 @@ impl Several {
             })?;
         }
         Ok(self.together()?)
+    }
+
+    /// What made a run end that was stopped because of another process.
+    fn caused(&self, error: anyhow::Error) -> anyhow::Error {
+        let was_stopped = matches!(error.downcast_ref(), Some(Error::Interrupted));
+        let failure = self.world.failure().filter(|_| was_stopped);
+        failure.map_or(error, |failure| KernelError::Lost { what: failure.what }.into())
     }
 
     /// Waits until every window has its scores.
@@ -205,11 +213,12 @@ impl Watcher for Posting<'_, '_> {
     }
 
     fn interrupted(&self) -> bool {
-        self.watch.interrupted()
+        // A replica waits for no other, and would go on.
+        self.watch.interrupted() || self.several.world.failure().is_some()
     }
 
     fn wants_snapshot(&self, seat: Seat) -> bool {
-        self.watch.wants_snapshot(seat)
+        self.watch.wants_snapshot(seat) || self.several.world.failure().is_some()
     }
 
     fn save(&self, seat: Seat, windows: &[Window], snapshot: Snapshot) -> Result<(), Error> {
