@@ -62,6 +62,8 @@ pub(crate) enum Opened {
 pub(crate) struct Gpus {
     /// At least one.
     pub(crate) devices: Vec<Cuda<CudaDevice>>,
+    /// GPUs of the machine that could be used.
+    usable: usize,
     /// The library that copies between GPUs of several processes, or why there is none.
     pub(crate) nccl: Result<NcclLibrary, String>,
 }
@@ -162,10 +164,11 @@ impl Opened {
         memory: Option<u64>,
         report: &Report,
     ) -> anyhow::Result<Opened> {
-        let (machine, ordinals) = match choose(choice, report)? {
+        let (machine, usable) = match choose(choice, report)? {
             Chosen::Cpu => return Ok(Opened::cpu()),
-            Chosen::Cuda { machine, ordinals } => (machine, wanted.of(&ordinals)),
+            Chosen::Cuda { machine, ordinals } => (machine, ordinals),
         };
+        let ordinals = wanted.of(&usable);
         report.detail("making the CUDA kernels ready; the first time takes a while");
         let cache = cache::folder().ok();
         let mut devices = Vec::with_capacity(ordinals.len());
@@ -186,7 +189,7 @@ impl Opened {
             Ok(library) => format!("NCCL {}", library.version()),
             Err(reason) => format!("no NCCL: {reason}; processes go by way of the host"),
         });
-        Ok(Opened::Cuda(Gpus { devices, nccl }))
+        Ok(Opened::Cuda(Gpus { devices, usable: usable.len(), nccl }))
     }
 
     /// Devices.
@@ -249,14 +252,16 @@ impl Opened {
                 let bytes = memory.unwrap_or(host) / seats as u64;
                 Resources { pool: Pool::Shared(bytes), scratch: 0 }
             }
-            Opened::Cuda(Gpus { devices, .. }) => {
+            Opened::Cuda(Gpus { devices, usable, .. }) => {
                 let mut device = memory.unwrap_or(u64::MAX);
                 for cuda in devices {
                     let (free, _) = cuda.device().memory()?;
                     // Pools and modules take some that nobody counts.
                     device = device.min(free / 16 * 15);
                 }
-                let device = device / seats.div_ceil(devices.len()) as u64;
+                // Processes take the GPUs in turn.
+                let sharing = seats.div_ceil(devices.len()).max(neighbours.div_ceil(*usable));
+                let device = device / sharing as u64;
                 let scratch = scratch_bytes(inventory.linears().filter_map(|linear| decoded(linear, head)));
                 Resources { pool: Pool::Separate { device, host: host / seats as u64 }, scratch }
             }

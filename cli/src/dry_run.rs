@@ -157,7 +157,8 @@ impl DryRun {
         for seat in &self.seats {
             let layers = match seat.layers {
                 0 => "none".to_owned(),
-                count => format!("{}..{}", seat.first_layer, seat.first_layer + count - 1),
+                1 => seat.first_layer.to_string(),
+                count => format!("{}-{}", seat.first_layer, seat.first_layer + count - 1),
             };
             table.add_row([
                 seat.device.clone(),

@@ -1,5 +1,6 @@
 //! `ctq eval`: text to windows to numbers, for one model or several.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -12,11 +13,11 @@ use crate::args::EvalOptions;
 use crate::device::{Opened, Wanted};
 use crate::evaluate::{evaluate, plans};
 use crate::exit::Verdict;
-use crate::party::Party;
+use crate::part;
+use crate::party::{Facts, Party};
 use crate::question::Question;
 use crate::report::{self, Report};
 use crate::score::ResumeState;
-use crate::{interrupt, part};
 
 pub(crate) fn run(options: &EvalOptions, report: &Report) -> anyhow::Result<Verdict> {
     if options.protocol.preset == "help" {
@@ -29,17 +30,22 @@ pub(crate) fn run(options: &EvalOptions, report: &Report) -> anyhow::Result<Verd
     if options.paths.is_empty() {
         bail!("nothing to score: name at least one checkpoint or container, as in `ctq eval CHECKPOINT`");
     }
+    if options.dry_run {
+        return dry_run(options, report);
+    }
     let party = match options.shard {
         Some(shard) => {
             part::check_outputs(shard, options)?;
             // A shard is for machines that do not reach one another.
+            if let Ok(Some(launch)) = Party::launch(&options.launch) {
+                report.note(&format!("--shard: each of {} processes works by itself", launch.ranks));
+            }
             Party::Alone
         }
-        None if options.dry_run => Party::Alone,
         None => Party::join(&options.launch, report)?,
     };
     match score_all(options, &party, report) {
-        Ok(verdict) => Ok(party.leave(verdict)),
+        Ok(verdict) => Ok(party.leave(verdict, report)),
         Err(error) => {
             party.abort(&error);
             let Some(verdict) = party.verdict_of_failure() else { return Err(error) };
@@ -49,26 +55,36 @@ pub(crate) fn run(options: &EvalOptions, report: &Report) -> anyhow::Result<Verd
     }
 }
 
+/// What all processes must have been given alike, for they do one thing after the other together.
+fn facts_of(options: &EvalOptions) -> Facts {
+    let number = |wish: Option<usize>| wish.map_or("none".to_owned(), |number| number.to_string());
+    let Wish { ranks, stages } = options.wish();
+    BTreeMap::from([
+        ("--tp", number(ranks)),
+        ("--pp", number(stages)),
+        ("--acts", format!("{:?}", options.acts).to_lowercase()),
+        ("number of models", options.paths.len().to_string()),
+    ])
+}
+
 /// All paths, by all processes of a party; the first of them prints and writes.
 fn score_all(options: &EvalOptions, party: &Party, report: &Report) -> anyhow::Result<Verdict> {
+    party.agree(Ok(facts_of(options)))?;
     let question = Question::new(&options.protocol)?;
     for path in [&options.json, &options.nll].into_iter().flatten().filter(|_| party.leads()) {
         check_writable(path)?;
     }
-    let wanted = match (party.process(), options.wish()) {
-        (Some(process), _) => Wanted::OfProcess(process),
-        (None, Wish { ranks: None, stages: None }) => Wanted::All,
-        (None, Wish { ranks, stages }) => Wanted::AtMost(ranks.unwrap_or(1) * stages.unwrap_or(1)),
-    };
+    let wanted = party.process().map_or_else(|| wanted(options), Wanted::OfProcess);
     let device = Opened::open_several(options.engine.device, wanted, options.memory, report)?;
-    if options.dry_run {
-        return dry_run(options, &question, &device, report);
-    }
     let mut records = Vec::new();
     let mut kept = Vec::new();
     let mut parts = Vec::new();
     let mut verdict = Verdict::Good;
-    for path in &options.paths {
+    for (index, path) in options.paths.iter().enumerate() {
+        if index > 0 && party.stops() {
+            verdict = verdict.max(Verdict::Unfinished);
+            break;
+        }
         let (evaluated, outcome) =
             evaluate(path, &question, options, (&device, party), records.len(), report);
         if options.shard.is_some() {
@@ -79,25 +95,18 @@ fn score_all(options: &EvalOptions, party: &Party, report: &Report) -> anyhow::R
             kept.extend(evaluated.kept);
         }
         verdict = verdict.max(outcome);
-        if interrupt::requested() || party.failure().is_some() {
-            break;
-        }
     }
-    if let Some(verdict) = party.verdict_of_failure().filter(|verdict| *verdict != Verdict::Failed) {
-        // Nothing is whole: the same command goes on where that helps.
-        return Ok(verdict);
+    if let Some(Verdict::Unfinished) = party.verdict_of_failure() {
+        // Nothing is whole: the same command goes on.
+        return Ok(Verdict::Unfinished);
     }
-    // A signal between two results leaves a part without its last ones.
-    if options.shard.is_some() && interrupt::requested() {
-        verdict = Verdict::Unfinished;
+    if options.shard.is_none() && party.leads() {
+        print(&records, options.paths.len())?;
     }
     match (options.shard, &options.json) {
         (Some(shard), Some(path)) => part::write(path, shard, parts, verdict, report)?,
         (None, Some(path)) if party.leads() => record::write(path, &records)?,
         (Some(_) | None, Some(_) | None) => {}
-    }
-    if options.shard.is_none() && party.leads() {
-        print(&records, options.paths.len())?;
     }
     // Until the whole command has come to its end, the same command may be given again and goes on.
     if verdict != Verdict::Unfinished {
@@ -106,16 +115,21 @@ fn score_all(options: &EvalOptions, party: &Party, report: &Report) -> anyhow::R
     Ok(verdict)
 }
 
-/// What would be done with every path, where and in what memory.
-fn dry_run(
-    options: &EvalOptions,
-    question: &Question,
-    device: &Opened,
-    report: &Report,
-) -> anyhow::Result<Verdict> {
+/// What would be done with every path, where and in what memory. Of several processes, the first tells for all.
+fn dry_run(options: &EvalOptions, report: &Report) -> anyhow::Result<Verdict> {
+    let launch = Party::launch(&options.launch)?;
+    if launch.as_ref().is_some_and(|launch| launch.rank > 0) {
+        return Ok(Verdict::Good);
+    }
+    let processes = launch.map(|launch| launch.ranks);
+    let question = Question::new(&options.protocol)?;
+    if let Some(path) = &options.json {
+        check_writable(path)?;
+    }
+    let device = Opened::open_several(options.engine.device, wanted(options), options.memory, report)?;
     let mut runs = Vec::new();
     for path in &options.paths {
-        let planned = plans(path, question, options, device, report);
+        let planned = plans(path, &question, options, (&device, processes), report);
         for run in planned.map_err(|error| report::of_model(error, path))? {
             run.print()?;
             report::result("")?;
@@ -129,6 +143,14 @@ fn dry_run(
         })?;
     }
     Ok(Verdict::Good)
+}
+
+/// The devices that one process takes by itself.
+fn wanted(options: &EvalOptions) -> Wanted {
+    match options.wish() {
+        Wish { ranks: None, stages: None } => Wanted::All,
+        Wish { ranks, stages } => Wanted::AtMost(ranks.unwrap_or(1) * stages.unwrap_or(1)),
+    }
 }
 
 /// One path: a block for each mode. Several: one table. And a line of each result to paste elsewhere.

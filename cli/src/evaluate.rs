@@ -18,12 +18,12 @@ use crate::args::EvalOptions;
 use crate::device::Opened;
 use crate::dry_run::DryRun;
 use crate::exit::{Verdict, verdict_of};
+use crate::machine;
 use crate::open::{Model, warn_of_unused};
 use crate::party::{Facts, Party};
 use crate::question::{NamedActs, Prepared, Question, acts_of, compute_of};
 use crate::report::{self, Report};
 use crate::score::{ResumeState, Run};
-use crate::{interrupt, machine};
 
 /// A record with the scores it was made from; none where there is no answer.
 pub(crate) struct Evaluated {
@@ -79,7 +79,11 @@ pub(crate) fn evaluate(
     };
     let mut records: Vec<Evaluated> = Vec::new();
     let mut verdict = Verdict::Good;
-    for acts in acts_of(options.acts, model.source().inventory(), report) {
+    for (index, acts) in acts_of(options.acts, model.source().inventory(), report).into_iter().enumerate() {
+        if index > 0 && party.stops() {
+            verdict = verdict.max(Verdict::Unfinished);
+            break;
+        }
         let one = One { model: &model, prepared: &prepared, question, options, device, party, acts };
         let (method, settings) = one.method(report);
         match one.record(&method, settings, report) {
@@ -111,9 +115,6 @@ pub(crate) fn evaluate(
                 verdict = verdict.max(outcome);
             }
         }
-        if interrupt::requested() || party.failure().is_some() {
-            break;
-        }
     }
     (records, verdict)
 }
@@ -123,7 +124,7 @@ pub(crate) fn plans(
     path: &Path,
     question: &Question,
     options: &EvalOptions,
-    device: &Opened,
+    (device, processes): (&Opened, Option<usize>),
     report: &Report,
 ) -> anyhow::Result<Vec<DryRun>> {
     let model = Model::open(path, &options.model)?;
@@ -132,7 +133,7 @@ pub(crate) fn plans(
         let party = &Party::Alone;
         let one = One { model: &model, prepared: &prepared, question, options, device, party, acts };
         let (_, settings) = one.method(report);
-        one.run(settings, "", &model.name).dry_run(acts.name)
+        one.run(settings, "", &model.name).dry_run(acts.name, processes)
     };
     acts_of(options.acts, model.source().inventory(), report).into_iter().map(plan).collect()
 }

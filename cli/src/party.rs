@@ -14,11 +14,12 @@ use ctq_kernels::collective::Peers;
 
 use crate::args::{LaunchOptions, LauncherChoice};
 use crate::exit::{Verdict, code_number, verdict_of};
+use crate::interrupt;
 use crate::report::{self, Report};
 
 /// Time that a process has to end by itself when another is lost, before it is ended: it may wait for a device that waits
 /// for the lost one.
-const GRACE: Duration = Duration::from_secs(3);
+const GRACE: Duration = Duration::from_secs(6);
 
 /// The channel of all processes.
 const EVERYONE: u16 = 0;
@@ -64,6 +65,26 @@ impl Party {
         let everyone = world.group(&(0..world.ranks()).collect::<Vec<_>>(), EVERYONE);
         world.on_failure(|failure| end_soon(failure.clone()));
         Ok(Party::Several(Several { world, launch, everyone, runs: AtomicU16::new(0) }))
+    }
+
+    /// What a launcher has said of this process; nothing where it is alone.
+    ///
+    /// # Errors
+    /// Where that contradicts itself.
+    pub(crate) fn launch(options: &LaunchOptions) -> anyhow::Result<Option<Launch>> {
+        Ok(Launch::detect(options.launcher.into(), &|name| env::var(name).ok())?)
+    }
+
+    /// Whether to stop before what comes next: on all processes where one has had a signal.
+    pub(crate) fn stops(&self) -> bool {
+        let own = interrupt::requested();
+        match self {
+            Party::Alone => own,
+            Party::Several(several) => {
+                let said = several.everyone.exchange(vec![vec![u8::from(own)]; several.world.ranks()]);
+                said.map_or(true, |said| said.iter().any(|said| said == &[1]))
+            }
+        }
     }
 
     /// Whether this process prints the results and keeps the scores.
@@ -155,37 +176,46 @@ impl Party {
         }
     }
 
-    /// Why the party is over, where it is.
-    pub(crate) fn failure(&self) -> Option<Failure> {
+    /// The verdict of all where the party is over before its end.
+    pub(crate) fn verdict_of_failure(&self) -> Option<Verdict> {
         match self {
             Party::Alone => None,
-            Party::Several(several) => several.world.failure(),
+            Party::Several(several) => {
+                several.world.failure().map(|failure| Verdict::of_number(failure.exit))
+            }
         }
     }
 
-    /// The verdict of all where the party is over before its end.
-    pub(crate) fn verdict_of_failure(&self) -> Option<Verdict> {
-        self.failure().map(|failure| Verdict::of_number(failure.exit))
-    }
-
     /// The end of the command, which all processes come to together and with the verdict of the first.
-    pub(crate) fn leave(self, own: Verdict) -> Verdict {
+    pub(crate) fn leave(self, own: Verdict, report: &Report) -> Verdict {
         let Party::Several(several) = &self else { return own };
-        let all = self.of_first(vec![code_number(own)]);
-        let verdict = match (all.as_deref(), several.world.failure()) {
-            (_, Some(failure)) => Verdict::of_number(failure.exit),
-            (Ok([number]), None) => Verdict::of_number(*number).max(own),
-            (Ok(_) | Err(_), None) => Verdict::Unfinished,
-        };
+        if let Some(verdict) = self.verdict_of_failure() {
+            return verdict;
+        }
+        let said = self.of_first(vec![code_number(own)]);
         several.world.leave();
-        verdict
+        match (said.as_deref(), several.world.failure()) {
+            (Ok([number]), _) => Verdict::of_number(*number).max(own),
+            (Ok(_) | Err(_), Some(failure)) if self.leads() => {
+                report.warning(&format!("the result is whole, and then: {}", failure.what));
+                own
+            }
+            (Ok(_) | Err(_), Some(failure)) => {
+                report.failure(&anyhow!("{}", failure.what));
+                Verdict::of_number(failure.exit)
+            }
+            (Ok(_) | Err(_), None) => Verdict::Unfinished,
+        }
     }
 }
 
 impl Several {
     /// As [`Party::abort`].
     pub(crate) fn abort(&self, error: &anyhow::Error) {
-        self.world.abort(&report::chain(error), code_number(verdict_of(error)));
+        // What went wrong, without what is true of this process alone.
+        let cause = error.chain().find(|cause| cause.is::<ctq_runtime::Error>());
+        let what = cause.map_or_else(|| report::chain(error), ToString::to_string);
+        self.world.abort(&what, code_number(verdict_of(error)));
     }
 
     /// The channels of the next run: among the ranks of a stage, and from one stage to the next. All processes begin the

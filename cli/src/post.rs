@@ -30,7 +30,7 @@ enum Letter {
     /// Steps of its plan that a seat has done.
     Advanced { seat: usize, steps: usize },
     /// Scores of a group: window, first position, bits of each nll.
-    Scored { seat: usize, scores: Vec<(usize, usize, Vec<u64>)> },
+    Scored { scores: Vec<(usize, usize, Vec<u64>)> },
 }
 
 /// What reaches other processes, without a word of its own about an end: the party tells them, with the exit code that is
@@ -156,13 +156,13 @@ impl Several {
     fn take(&self, watch: &Watch<'_>, letter: &[u8]) -> anyhow::Result<()> {
         match serde_json::from_slice(letter).context("what another process sends is not understood")? {
             Letter::Advanced { seat, steps } => watch.advanced(watch.layout().seat(seat), steps),
-            Letter::Scored { seat, scores } => {
+            Letter::Scored { scores } => {
                 let scores = scores.into_iter().map(|(window, first, nll)| WindowScores {
                     window,
                     first,
                     nll: nll.into_iter().map(f64::from_bits).collect(),
                 });
-                watch.scored(watch.layout().seat(seat), scores.collect())?;
+                watch.keep(scores.collect())?;
             }
         }
         Ok(())
@@ -233,11 +233,11 @@ impl Watcher for Posting<'_, '_> {
         if self.leads() {
             return self.watch.scored(seat, scores);
         }
-        self.watch.forget_snapshot(seat);
         let bits = |scores: WindowScores| {
             (scores.window, scores.first, scores.nll.iter().map(|nll| nll.to_bits()).collect())
         };
-        let seat = self.watch.layout().index(seat);
-        self.send(&Letter::Scored { seat, scores: scores.into_iter().map(bits).collect() })
+        self.send(&Letter::Scored { scores: scores.into_iter().map(bits).collect() })?;
+        self.watch.forget_snapshot(seat);
+        Ok(())
     }
 }

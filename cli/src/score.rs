@@ -1,7 +1,7 @@
 //! Scoring windows with one model: seats by devices, groups by memory, progress, and the resume state that a kill leaves
 //! behind.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -24,9 +24,6 @@ use crate::post::Posting;
 use crate::progress::{Progress, Unit};
 use crate::report::Report;
 use crate::{cache, interrupt};
-
-/// Replicas whose snapshots are looked for when all is done.
-const MOST_REPLICAS: usize = 64;
 
 /// One scoring run.
 pub(crate) struct Run<'a> {
@@ -66,7 +63,9 @@ impl Run<'_> {
     /// Scores all windows; goes on from what an earlier, killed run of the same key left. Of several processes, the first
     /// has all scores in the end.
     pub(crate) fn score(&self, report: &Report) -> anyhow::Result<Scored> {
-        let (job, why) = self.job()?;
+        let (job, why) = self.job(None)?;
+        let plan = format!("{:?}, {:?}", job.layout, job.resources);
+        self.party.agree(Ok(BTreeMap::from([("plan", plan)])))?;
         if job.layout != Layout::ONE {
             report.note(&format!("{}: {}: {why}", self.name, job.layout));
         }
@@ -86,9 +85,9 @@ impl Run<'_> {
         Ok(Scored { scores, fed, layout: job.layout, threads, kept: state })
     }
 
-    /// What would be done where.
-    pub(crate) fn dry_run(&self, acts: &str) -> anyhow::Result<DryRun> {
-        let (job, why) = self.job()?;
+    /// What would be done where; by so many processes, where there are to be several.
+    pub(crate) fn dry_run(&self, acts: &str, processes: Option<usize>) -> anyhow::Result<DryRun> {
+        let (job, why) = self.job(processes)?;
         let needs = Needs::of(self.source.inventory());
         let plans = Plans::new(&job.layout, &needs, job.resources, self.windows)?;
         let devices = self.device.names();
@@ -118,13 +117,17 @@ impl Run<'_> {
         serde_json::from_slice(&said).context("what the first process says is not understood")
     }
 
-    /// What is to be done where, and why there.
-    fn job(&self) -> anyhow::Result<(Job<'_>, String)> {
+    /// What is to be done where, and why there. `processes`: that are not there yet.
+    fn job(&self, processes: Option<usize>) -> anyhow::Result<(Job<'_>, String)> {
         let inventory = self.source.inventory();
-        let (seats, here) = match (self.party, self.wish) {
-            (Party::Several(several), _) => (several.world.ranks(), 1),
-            (Party::Alone, Wish { ranks: None, stages: None }) => (self.device.count(), self.device.count()),
-            (Party::Alone, Wish { ranks, stages }) => {
+        let processes = match self.party {
+            Party::Several(several) => Some(several.world.ranks()),
+            Party::Alone => processes,
+        };
+        let (seats, here) = match (processes, self.wish) {
+            (Some(processes), _) => (processes, 1),
+            (None, Wish { ranks: None, stages: None }) => (self.device.count(), self.device.count()),
+            (None, Wish { ranks, stages }) => {
                 let seats = ranks.unwrap_or(1) * stages.unwrap_or(1);
                 (seats, seats)
             }
@@ -153,6 +156,8 @@ impl Run<'_> {
     /// An error, and what is done already where the same command goes on.
     fn told(&self, error: anyhow::Error, done: usize) -> anyhow::Error {
         match verdict_of(&error) {
+            // The first process knows what is done.
+            Verdict::Unfinished if !self.party.leads() => error,
             Verdict::Unfinished => {
                 let told = format!(
                     "{error}; {done} of {} windows are scored and kept, the same command goes on from there",
@@ -262,7 +267,12 @@ impl ResumeState {
     /// Nothing is left to go on with.
     pub(crate) fn forget(&self) {
         let _ = partial::remove(&self.folder, &self.key);
-        (0..MOST_REPLICAS).for_each(|replica| self.forget_snapshot(replica));
+        let files = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let is_own = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with(&self.key) && name.ends_with(".snapshot")
+        };
+        files.map(|entry| entry.path()).filter(is_own).for_each(|path| remove(&path));
     }
 }
 
@@ -299,6 +309,18 @@ impl<'a> Watch<'a> {
     /// Windows that have no scores yet.
     pub(crate) fn left(&self) -> usize {
         self.run.windows.len() - self.inner().scores.len()
+    }
+
+    /// Keeps the scores of a group.
+    pub(crate) fn keep(&self, scores: Vec<WindowScores>) -> Result<(), Error> {
+        let mut inner = self.inner();
+        let before = inner.scores.len();
+        inner.scores.extend(scores);
+        let saved = self.state.save(&inner.scores);
+        if saved.is_err() {
+            inner.scores.truncate(before);
+        }
+        saved
     }
 
     /// The hidden states of a replica's group are wanted no more.
@@ -381,10 +403,8 @@ impl Watcher for Watch<'_> {
     }
 
     fn scored(&self, seat: Seat, scores: Vec<WindowScores>) -> Result<(), Error> {
-        let mut inner = self.inner();
-        inner.scores.extend(scores);
-        self.state.save(&inner.scores)?;
-        self.state.forget_snapshot(seat.replica);
+        self.keep(scores)?;
+        self.forget_snapshot(seat);
         Ok(())
     }
 }

@@ -201,7 +201,7 @@ impl Variables<'_> {
     fn torchrun(&self) -> Result<Option<Launch>, Error> {
         let Some(place) = self.place(TORCHRUN)? else { return Ok(None) };
         let address = self.text("MASTER_ADDR").ok_or_else(|| missing("MASTER_ADDR"))?;
-        let port = match (self.port()?, self.number::<u16>("MASTER_PORT")?) {
+        let port = match (self.port("CTQ_PORT")?, self.port("MASTER_PORT")?) {
             (Some(port), _) => port,
             (None, None) => return Err(missing("MASTER_PORT")),
             // Its own store listens there.
@@ -235,7 +235,7 @@ impl Variables<'_> {
             None => self.first_node()?,
         };
         let job = format!("{}.{step}", self.needed::<u64>("SLURM_JOB_ID")?);
-        let port = self.port()?.or(self.number("MASTER_PORT")?).unwrap_or_else(|| port_of(&job));
+        let port = self.port("CTQ_PORT")?.or(self.port("MASTER_PORT")?).unwrap_or_else(|| port_of(&job));
         let place = Place { rank, ranks, local_rank, local_ranks };
         Ok(Some(self.launch(Launcher::Slurm, place, address, port, Some(job))))
     }
@@ -259,14 +259,14 @@ impl Variables<'_> {
         // Both name the job of all processes that one mpirun has started: PMIx says so of a namespace, and Open MPI 4
         // sets the other from the job's id (the rank is in ess_base_vpid). MPICH and Intel MPI set nothing of the kind.
         let job = self.text("PMIX_NAMESPACE").or_else(|| self.text("OMPI_MCA_ess_base_jobid"));
-        let port = self.port()?.or(self.number("MASTER_PORT")?);
+        let port = self.port("CTQ_PORT")?.or(self.port("MASTER_PORT")?);
         let port = port.unwrap_or_else(|| port_of(job.as_deref().unwrap_or("mpirun")));
         Ok(Some(self.launch(Launcher::Mpi, place, address, port, job)))
     }
 
-    fn port(&self) -> Result<Option<u16>, Error> {
-        match self.number("CTQ_PORT")? {
-            Some(0) => Err(wrong("CTQ_PORT", "0", "ranks could not find one another")),
+    fn port(&self, name: &'static str) -> Result<Option<u16>, Error> {
+        match self.number(name)? {
+            Some(0) => Err(wrong(name, "0", "ranks could not find one another")),
             port => Ok(port),
         }
     }

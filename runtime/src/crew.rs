@@ -276,12 +276,15 @@ impl Attempt<'_> {
     }
 }
 
-/// How far an error is from what went wrong first: what a seat failed at, then that it was told to stop, then that
-/// another was gone.
+/// How far an error is from what went wrong first: what a seat failed at, then that it had no room, which another plan may
+/// mend, then that it was told to stop, then that another was gone.
 fn consequence(error: &Error) -> usize {
+    if error.out_of_memory().is_some() {
+        return 1;
+    }
     match error {
-        Error::Kernel { source: KernelError::Lost { .. }, .. } | Error::Device(KernelError::Lost { .. }) => 2,
-        Error::Interrupted => 1,
+        Error::Kernel { source: KernelError::Lost { .. }, .. } | Error::Device(KernelError::Lost { .. }) => 3,
+        Error::Interrupted => 2,
         Error::Kernel { .. }
         | Error::Device(_)
         | Error::Source { .. }

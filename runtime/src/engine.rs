@@ -88,7 +88,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         let batches = self.batches(&ids);
         let hidden = self.run(&ids, &batches, resume, observer).map_err(|error| of_all(error, windows))?;
         if let Some(outgoing) = self.stage.outgoing {
-            outgoing.send(self.on_host(&hidden)?)?;
+            outgoing.send(self.drained_to_host(hidden)?)?;
             return Ok(Vec::new());
         }
         let (head, rotation) = (self.parts.head()?, self.rotation(0));
@@ -176,11 +176,11 @@ impl<'a, B: Backend> Engine<'a, B> {
         let first = usable.as_ref().map_or(layers.start, |snapshot| snapshot.layer);
         let mut hidden = self.begin(sequences, batches, &contexts, usable)?;
         observer.advanced(first - layers.start);
+        if self.any(observer.interrupted())? {
+            return Err(Error::Interrupted);
+        }
         let mut next = if first < layers.end { Some(self.parts.layer(first)?) } else { None };
         for index in first..layers.end {
-            if self.any(observer.interrupted())? {
-                return Err(Error::Interrupted);
-            }
             let weights = next.take().expect("loaded in the round before");
             // The next layer is read and handed over while this one runs.
             let load = || (index + 1 < layers.end).then(|| self.parts.layer(index + 1)).transpose();
@@ -189,14 +189,16 @@ impl<'a, B: Backend> Engine<'a, B> {
             done?;
             next = loaded?;
             observer.advanced(index + 1 - layers.start);
+            // One rank that is told to stop stops all, and what is done is kept before.
+            let stops = self.any(observer.interrupted())?;
+            let keeps = self.any(stops || observer.wants_snapshot())?;
             // Between two stages the windows of a group are in several places at a time.
-            let wanted = self.stage.is_whole() && self.any(observer.wants_snapshot())?;
-            if wanted && self.backend.peers().rank() == 0 {
+            if keeps && self.stage.is_whole() && self.backend.peers().rank() == 0 {
                 observer.snapshot(Snapshot { layer: index + 1, hidden: self.on_host(&hidden)? })?;
             }
-        }
-        if self.any(observer.interrupted())? {
-            return Err(Error::Interrupted);
+            if stops {
+                return Err(Error::Interrupted);
+            }
         }
         Ok(hidden)
     }
@@ -270,6 +272,15 @@ impl<'a, B: Backend> Engine<'a, B> {
             hidden.update(self.backend, |hidden| context.block(block, weights, hidden))?;
         }
         Ok(())
+    }
+
+    /// As [`Engine::on_host`], for good.
+    fn drained_to_host(&self, hidden: Vec<Hidden<B>>) -> Result<Vec<f32>> {
+        let mut all = Vec::new();
+        for batch in hidden {
+            batch.append_to(self.backend, &mut all)?;
+        }
+        Ok(all)
     }
 
     /// The hidden states of all batches, in the order of the group's windows.

@@ -207,25 +207,23 @@ pub fn arrange(
         };
         has_room.then_some(layout)
     };
-    let gibibytes = needs.all as f64 / (1_u64 << 30) as f64;
+    let packed = match needs.all as f64 / (1_u64 << 20) as f64 {
+        mebibytes @ ..1024.0 => format!("{mebibytes:.1} MiB packed"),
+        mebibytes => format!("{:.1} GiB packed", mebibytes / 1024.0),
+    };
     if seats == 1 {
         return Ok(Arranged { layout: Layout::ONE, why: "there is one device".to_owned() });
     }
     let stages = (1..=seats.min(layers)).filter(|stages| seats.is_multiple_of(*stages));
     if let Some(layout) = stages.filter_map(holds).next() {
         let why = if layout.stages == 1 {
-            format!("each device holds the model ({gibibytes:.1} GiB packed)")
+            format!("each device holds the model ({packed})")
         } else {
-            format!(
-                "{} devices hold the model ({gibibytes:.1} GiB packed) together, fewer do not",
-                layout.stages
-            )
+            format!("{} devices hold the model ({packed}) together, fewer do not", layout.stages)
         };
         return Ok(Arranged { layout, why });
     }
-    let why = format!(
-        "all devices together do not hold the model ({gibibytes:.1} GiB packed): its layers pass through"
-    );
+    let why = format!("all devices together do not hold the model ({packed}): its layers pass through");
     Ok(Arranged { layout: Layout { replicas: 1, stages: 1, ranks: seats }, why })
 }
 

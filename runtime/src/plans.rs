@@ -41,7 +41,13 @@ impl Plans {
     ) -> Result<Plans, TooSmall> {
         let lengths: Vec<usize> = windows.iter().map(|window| window.ids.len()).collect();
         let layers = layout.layers(needs);
-        let shares: Vec<Needs> = layers.iter().map(|layers| needs.share(layers, layout.ranks)).collect();
+        let share = |layers: &Range<usize>| {
+            let share = needs.share(layers, layout.ranks);
+            // Beside its own, a stage on the CPU has the states that come and those that go.
+            let copies = if layout.stages > 1 && matches!(resources.pool, Pool::Shared(_)) { 3 } else { 1 };
+            Needs { hidden: copies * share.hidden, ..share }
+        };
+        let shares: Vec<Needs> = layers.iter().map(share).collect();
         let replica = |windows: Range<usize>| {
             let lengths = &lengths[windows.clone()];
             let stages = plan_stages(&shares, resources.pool, resources.scratch, lengths)?;

@@ -21,6 +21,9 @@ pub struct Snapshot {
     pub hidden: Vec<f32>,
 }
 
+/// Elements of a snapshot that ranks hand on at a time.
+const ELEMENTS_AT_ONCE: usize = 1 << 20;
+
 const MAGIC: &[u8; 8] = b"ctqsnap1";
 
 impl Snapshot {
@@ -47,20 +50,30 @@ impl Snapshot {
         write().map_err(|source| Error::Snapshot { path: path.to_owned(), source })
     }
 
-    /// What the first of several ranks has, for all of them.
+    /// What the first of several ranks has, for all of them; some of it at a time, for every rank gets a copy.
     pub(crate) fn shared(peers: &dyn Peers, own: Option<Snapshot>) -> Result<Option<Snapshot>> {
         if peers.ranks() == 1 {
             return Ok(own);
         }
-        let bytes = own.map_or_else(Vec::new, |Snapshot { layer, hidden }| {
-            let values = hidden.iter().flat_map(|value| value.to_le_bytes());
-            (layer as u64).to_le_bytes().into_iter().chain(values).collect()
+        let of_first = |bytes: Vec<u8>| -> Result<Vec<u8>> {
+            Ok(peers.exchange(vec![bytes; peers.ranks()])?.swap_remove(0))
+        };
+        let begin = own.as_ref().map_or_else(Vec::new, |own| {
+            [own.layer, own.hidden.len()].iter().flat_map(|number| (*number as u64).to_le_bytes()).collect()
         });
-        let from = peers.exchange(vec![bytes; peers.ranks()])?;
-        Ok(from[0].split_at_checked(8).map(|(layer, hidden)| Snapshot {
-            layer: u64::from_le_bytes(layer.try_into().expect("eight bytes")) as usize,
-            hidden: floats(hidden),
-        }))
+        let begin = of_first(begin)?;
+        let ([layer, elements], []) = begin.as_chunks::<8>() else { return Ok(None) };
+        let number = |bytes: &[u8; 8]| u64::from_le_bytes(*bytes) as usize;
+        let (layer, elements) = (number(layer), number(elements));
+        let mut hidden = Vec::with_capacity(elements);
+        while hidden.len() < elements {
+            let next = hidden.len()..elements.min(hidden.len() + ELEMENTS_AT_ONCE);
+            let bytes = own.as_ref().map_or_else(Vec::new, |own| {
+                own.hidden[next].iter().flat_map(|value| value.to_le_bytes()).collect()
+            });
+            hidden.extend(floats(&of_first(bytes)?));
+        }
+        Ok(Some(Snapshot { layer, hidden }))
     }
 
     /// Reads a snapshot; `None` where there is none, or none of this key.

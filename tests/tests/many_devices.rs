@@ -1,6 +1,9 @@
 //! Many devices and one have the same bits: ranks that share matrices, stages that share layers, replicas that share
 //! windows, and all of them together. And what crosses between ranks is what the formula says.
 
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use ctq_container::LayerSource;
 use ctq_convert::TiledCheckpoint;
 use ctq_kernels::collective::{PeerCopies, Rank};
@@ -10,7 +13,7 @@ use ctq_kernels::cuda::emulated::{Emulated, Schedule};
 use ctq_kernels::{Backend, Compute};
 use ctq_model::spec::FfnSpec;
 use ctq_model::window::Window;
-use ctq_runtime::{Acts, Engine, Layout, Lockstep, Settings};
+use ctq_runtime::{Acts, Engine, Error, Layout, Lockstep, Observer, Settings, Snapshot};
 use ctq_tests::deeper::deeper;
 use ctq_tests::{assets, crews, models};
 
@@ -145,7 +148,7 @@ fn what_crosses_is_what_the_formula_says() {
                 let values: Vec<f32> = (0..TOKENS * hidden).map(|at| (at % 13) as f32 / 13.0).collect();
                 let before = rank.received();
                 engine.layer(0, &values)?;
-                Ok::<_, ctq_runtime::Error>(rank.received() - before)
+                Ok::<_, Error>(rank.received() - before)
             });
             let received: u64 = received.into_iter().map(|received| received.expect("a layer")).sum();
             // All ranks together lack everything once but each its own part.
@@ -166,8 +169,60 @@ fn what_one_rank_finds_ends_the_run() {
         let model = crews::Model { source: &source, settings, resources: crews::PLENTY };
         let outcome = crews::run(model, layout, &windows, || crews::ranks(&layout, Cpu::detect), |_| {});
         let error = outcome.err().expect("a token without embedding");
-        assert!(matches!(error, ctq_runtime::Error::TokenOutOfRange { window: 4, .. }), "{layout}: {error}");
+        assert!(matches!(error, Error::TokenOutOfRange { window: 4, .. }), "{layout}: {error}");
     }
+}
+
+/// One rank that has had a signal; what the first is given to keep.
+struct Signalled {
+    stops: bool,
+    done: AtomicUsize,
+    kept: Mutex<Option<Snapshot>>,
+}
+
+impl Signalled {
+    fn new(stops: bool) -> Signalled {
+        Signalled { stops, done: AtomicUsize::new(0), kept: Mutex::default() }
+    }
+}
+
+impl Observer for Signalled {
+    fn interrupted(&self) -> bool {
+        self.stops && self.done.load(Ordering::SeqCst) >= 1
+    }
+
+    fn advanced(&self, layers: usize) {
+        self.done.store(layers, Ordering::SeqCst);
+    }
+
+    fn snapshot(&self, snapshot: Snapshot) -> Result<(), Error> {
+        *self.kept.lock().expect("no panic") = Some(snapshot);
+        Ok(())
+    }
+}
+
+/// A signal to any rank stops all after the same layer, and the first keeps what is done.
+#[test]
+fn a_signal_to_one_rank_stops_all_and_keeps_the_hidden_states() {
+    let source = models::on_the_fly(&assets::golden("bundled/W4A16"));
+    let windows = windows(&source);
+    let settings = models::settings(Acts::Off, Compute::F32);
+    let team = crews::ranks(&Layout { ranks: 3, ..Layout::ONE }, Cpu::detect);
+    let signalled = [false, false, true].map(Signalled::new);
+    let one = std::num::NonZero::<usize>::MIN;
+    let outcomes = ctq_kernels::collective::team::run(&team, one, |rank| {
+        let observer = &signalled[rank.peers().rank()];
+        Engine::new(rank, &source, settings).score(&windows, usize::MAX, None, observer)
+    });
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(Error::Interrupted))), "{outcomes:?}");
+    let kept = signalled.map(|one| one.kept.into_inner().expect("no panic"));
+    let snapshot = kept[0].clone().expect("hidden states");
+    assert_eq!((snapshot.layer, kept[1].is_none(), kept[2].is_none()), (1, true, true));
+    // It goes on from there with the same bits, on one rank too.
+    let cpu = Cpu::detect();
+    let score = |resume| Engine::new(&cpu, &source, settings).score(&windows, usize::MAX, resume, &());
+    let (whole, resumed) = (score(None).expect("scores"), score(Some(snapshot)).expect("scores"));
+    assert_eq!(crews::bits(&resumed), crews::bits(&whole));
 }
 
 #[test]

@@ -54,7 +54,7 @@ pub(crate) fn run(options: &BenchOptions, report: &Report) -> anyhow::Result<Ver
     // Ranks have something to tell one another; other measurements are of one device.
     let party = if options.collective { Party::join(&options.launch, report)? } else { Party::Alone };
     match measure(options, &party, report) {
-        Ok(()) => Ok(party.leave(Verdict::Good)),
+        Ok(()) => Ok(party.leave(Verdict::Good, report)),
         Err(error) => {
             party.abort(&error);
             Err(error)

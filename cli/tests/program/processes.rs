@@ -186,6 +186,11 @@ fn ranks_that_do_not_do_the_same_are_refused() {
     let f32 = format!("{EVAL} --compute f32");
     refused(&session, &[EVAL, &f32], &["rank 1", "another compute mode"]);
     refused(&session, &[EVAL, "eval nowhere --data text.txt --ctx 256 --stride 64"], &["nowhere"]);
+    for (rank, options) in [(1, "--tp 2"), (1, "--pp 2"), (1, "--acts off"), (1, "FP8")] {
+        let other = EVAL.replace("eval", &format!("eval {options}"));
+        refused(&session, &[EVAL, &other], &[&format!("rank {rank}"), "than rank 0"]);
+    }
+    refused(&session, &[&format!("{EVAL} --tp 2"), &format!("{EVAL} --pp 2")], &["rank 1"]);
     let three = format!("{EVAL} --tp 3");
     refused(&session, &[three.as_str(); 2], &["2 processes", "--tp 3"]);
 }
@@ -298,6 +303,17 @@ fn a_signal_to_one_rank_ends_all_and_keeps_what_is_done() {
         ran.expect(0);
     }
     assert_eq!(numbers(&session, "several.json"), numbers(&session, "one.json"));
+}
+
+#[test]
+fn a_dry_run_of_several_processes_is_told_once_and_is_of_all() {
+    let session = Session::with(&["NVFP4"]);
+    let line = format!("{EVAL} --acts off --dry-run");
+    let ran = finish(&session, start(&session, &[line.as_str(); 3]));
+    assert!(ran[0].stdout.contains("3 replicas"), "{}", ran[0].stdout);
+    assert!(
+        ran.iter().all(|ran| ran.code == Some(0)) && ran[1].stdout.is_empty() && ran[2].stdout.is_empty()
+    );
 }
 
 #[test]

@@ -40,10 +40,16 @@ impl<T: Clone> Meeting<T> {
     /// [`KernelError::Lost`] where one has given up.
     pub fn meet(&self, rank: usize, value: T) -> Result<Vec<T>, KernelError> {
         // The round before goes on until the last rank has seen it.
-        let mut state = self.wait_while(self.lock(), |state| state.brought[rank].is_some())?;
+        let mut state = self.wait_while(self.lock(), |state| state.brought[rank].is_some());
+        state.is_on()?;
         state.brought[rank] = Some(value);
         self.changed.notify_all();
-        let mut state = self.wait_while(state, |state| state.brought.iter().any(Option::is_none))?;
+        let is_open = |state: &State<T>| state.brought.iter().any(Option::is_none);
+        let mut state = self.wait_while(state, is_open);
+        if is_open(&state) {
+            // A round that all have come to counts for all, whatever happens next.
+            state.is_on()?;
+        }
         let all = state.brought.iter().flatten().cloned().collect();
         state.seen += 1;
         if state.seen == state.brought.len() {
@@ -65,16 +71,22 @@ impl<T: Clone> Meeting<T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits until that is no longer so, or until somebody has given up.
     fn wait_while<'a>(
         &self,
         state: MutexGuard<'a, State<T>>,
         goes_on: impl Fn(&State<T>) -> bool,
-    ) -> Result<MutexGuard<'a, State<T>>, KernelError> {
+    ) -> MutexGuard<'a, State<T>> {
         let waiting = |state: &mut State<T>| state.given_up.is_none() && goes_on(state);
-        let state = self.changed.wait_while(state, waiting).unwrap_or_else(PoisonError::into_inner);
-        match &state.given_up {
+        self.changed.wait_while(state, waiting).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T> State<T> {
+    fn is_on(&self) -> Result<(), KernelError> {
+        match &self.given_up {
             Some(reason) => Err(KernelError::Lost { what: reason.clone() }),
-            None => Ok(state),
+            None => Ok(()),
         }
     }
 }
