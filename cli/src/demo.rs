@@ -22,7 +22,7 @@ use crate::exit::Verdict;
 use crate::party::Party;
 use crate::question::Question;
 use crate::report::{self, Report};
-use crate::score::ResumeState;
+use crate::resume::ResumeState;
 use crate::{interrupt, machine, verify};
 
 /// One bundled checkpoint: its name and its files.

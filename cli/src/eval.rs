@@ -17,7 +17,7 @@ use crate::part;
 use crate::party::{Facts, Party};
 use crate::question::Question;
 use crate::report::{self, Report};
-use crate::score::ResumeState;
+use crate::resume::ResumeState;
 
 pub(crate) fn run(options: &EvalOptions, report: &Report) -> anyhow::Result<Verdict> {
     if options.protocol.preset == "help" {

@@ -23,7 +23,8 @@ use crate::open::{Model, warn_of_unused};
 use crate::party::{Facts, Party};
 use crate::question::{NamedActs, Prepared, Question, acts_of, compute_of};
 use crate::report::{self, Report};
-use crate::score::{ResumeState, Run};
+use crate::resume::ResumeState;
+use crate::score::Run;
 
 /// A record with the scores it was made from; none where there is no answer.
 pub(crate) struct Evaluated {

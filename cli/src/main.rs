@@ -24,6 +24,7 @@ mod progress;
 mod question;
 mod report;
 mod restore;
+mod resume;
 mod score;
 mod verify;
 
