@@ -291,6 +291,7 @@ fn text(diagnosis: &Diagnosis) -> String {
     });
     lines.push(format!("CPU engine  yes: {}", cpu.isa));
     lines.push(match auto {
+        Some(device) if usable.len() > 1 => format!("--device auto takes {device}, and in eval all GPUs"),
         Some(device) => format!("--device auto takes {device}"),
         None => "--device auto is refused; what is written above would help, or --device cpu".to_owned(),
     });
