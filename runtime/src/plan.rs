@@ -105,7 +105,7 @@ const GROUPS_IN_FLIGHT: usize = 4;
 ///
 /// # Errors
 /// As [`plan()`].
-pub fn plan_stages(
+pub(crate) fn plan_stages(
     needs: &[Needs],
     pool: Pool,
     scratch: u64,

@@ -8,7 +8,7 @@ use crate::layout::Layout;
 /// Columns that the ranks of a layer gather for one token: the heads' outputs, the output projection, and of the
 /// feed-forward part the inner results and the outputs; of experts, the router's logits and the inner results of those
 /// that the token goes to.
-pub fn gathered_in_layer(spec: &Spec, block: &BlockSpec) -> usize {
+fn gathered_in_layer(spec: &Spec, block: &BlockSpec) -> usize {
     let heads = block.attention.heads * block.attention.head_dim;
     let ffn = match &block.ffn {
         FfnSpec::Gated(gated) => gated.width,

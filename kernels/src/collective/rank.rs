@@ -111,11 +111,6 @@ impl<B: Backend> Rank<B> {
         Rank::new(backend, Box::new(Alone))
     }
 
-    /// What computes.
-    pub fn backend(&self) -> &B {
-        &self.backend
-    }
-
     /// Bytes of activations that other ranks have handed to this one so far.
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
