@@ -50,10 +50,7 @@ impl Party {
     /// # Errors
     /// Where the launcher's variables contradict one another, or not all processes come together.
     pub(crate) fn join(options: &LaunchOptions, report: &Report) -> anyhow::Result<Party> {
-        let variable = |name: &str| env::var(name).ok();
-        let Some(launch) = Launch::detect(options.launcher.into(), &variable)? else {
-            return Ok(Party::Alone);
-        };
+        let Some(launch) = Party::launch(options)? else { return Ok(Party::Alone) };
         report.as_rank(launch.rank)?;
         report.note(&format!(
             "waiting for {} processes at {}:{}, at most {:.0} s",
