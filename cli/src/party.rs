@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::env;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
@@ -20,6 +21,9 @@ use crate::report::{self, Report};
 /// Time that a process has to end by itself when another is lost, before it is ended: it may wait for a device that waits
 /// for the lost one.
 const GRACE: Duration = Duration::from_secs(6);
+
+/// How often the wait for other processes looks for a signal.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// The channel of all processes.
 const EVERYONE: u16 = 0;
@@ -57,7 +61,7 @@ impl Party {
             launch.ranks, launch.address, launch.port, options.wait
         ));
         let limits = Limits { wait: Duration::from_secs_f64(options.wait), ..Limits::default() };
-        let world = World::join(&launch, env!("CARGO_PKG_VERSION"), limits)?;
+        let world = join(launch.clone(), limits)?;
         world.notes().iter().for_each(|note| report.warning(note));
         let everyone = world.group(&(0..world.ranks()).collect::<Vec<_>>(), EVERYONE);
         world.on_failure(|failure| end_soon(failure.clone()));
@@ -225,6 +229,23 @@ impl Several {
     /// Waits until all processes have come here.
     pub(crate) fn together(&self) -> Result<(), KernelError> {
         self.everyone.exchange(vec![Vec::new(); self.world.ranks()]).map(drop)
+    }
+}
+
+/// Brings all processes together; a signal ends the wait.
+fn join(launch: Launch, limits: Limits) -> anyhow::Result<Arc<World>> {
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || tell.send(World::join(&launch, env!("CARGO_PKG_VERSION"), limits)));
+    loop {
+        match told.recv_timeout(LOOK) {
+            Ok(joined) => return Ok(joined?),
+            Err(RecvTimeoutError::Timeout) if interrupt::requested() => {
+                let told = "interrupted while waiting for the other processes; the same command starts again";
+                return Err(anyhow::Error::from(ctq_runtime::Error::Interrupted).context(told));
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => bail!("the processes could not be brought together"),
+        }
     }
 }
 

@@ -231,6 +231,20 @@ fn ranks_that_do_not_come_are_named() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn a_signal_ends_the_wait_for_others() {
+    let session = Session::with(&["NVFP4"]);
+    let port = free_port();
+    let mut children = vec![rank_of(&session, (0, 2), port, EVAL).spawn().expect("a process")];
+    assert!(wait_until(&mut children[0], || TcpStream::connect(("127.0.0.1", port)).is_ok()));
+    let kill = Command::new("kill").args(["-TERM", &children[0].id().to_string()]).status();
+    assert!(kill.expect("kill").success());
+    ended_in_time(&mut children);
+    let ran = session.wait(children.remove(0)).expect(3);
+    assert!(ran.stderr.contains("while waiting for the other processes"), "{}", ran.stderr);
+}
+
 #[test]
 fn a_port_that_is_taken_is_named() {
     let session = Session::with(&["NVFP4"]);
