@@ -12,11 +12,11 @@ use ctq_kernels::cuda::{Cuda, scratch_bytes};
 use ctq_kernels::{Backend, BackendIdentity, KernelError};
 use ctq_model::Inventory;
 use ctq_model::inventory::{Linear, LinearClass};
-use ctq_runtime::crew::Resources;
+use ctq_runtime::Resources;
 use ctq_runtime::{HEAD_ROWS, Layout, Pool};
 
 use crate::args::DeviceChoice;
-use crate::post::ToldByParty;
+use crate::party::ToldByParty;
 use crate::report::Report;
 use crate::{cache, machine};
 

@@ -27,6 +27,7 @@ mod restore;
 mod resume;
 mod score;
 mod verify;
+mod watch;
 
 use std::process::ExitCode;
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use ctq_cluster::{Failure, Group, Launch, Launcher, Limits, World};
 use ctq_kernels::KernelError;
-use ctq_kernels::collective::Peers;
+use ctq_kernels::collective::{Peers, Pipe};
 
 use crate::args::{LaunchOptions, LauncherChoice};
 use crate::exit::{Verdict, code_number, verdict_of};
@@ -43,6 +43,39 @@ pub(crate) struct Several {
     everyone: Group,
     /// Runs that were begun: each has channels of its own.
     runs: AtomicU16,
+}
+
+/// What reaches other processes, without a word of its own about an end: the party tells them, with the exit code that is
+/// due.
+#[derive(Debug)]
+pub(crate) struct ToldByParty<T>(pub(crate) T);
+
+impl<P: Peers> Peers for ToldByParty<P> {
+    fn rank(&self) -> usize {
+        self.0.rank()
+    }
+
+    fn ranks(&self) -> usize {
+        self.0.ranks()
+    }
+
+    fn exchange(&self, parts: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, KernelError> {
+        self.0.exchange(parts)
+    }
+
+    fn abort(&self, _reason: &str) {}
+}
+
+impl<P: Pipe> Pipe for ToldByParty<P> {
+    fn send(&self, hidden: Vec<f32>) -> Result<(), KernelError> {
+        self.0.send(hidden)
+    }
+
+    fn receive(&self) -> Result<Vec<f32>, KernelError> {
+        self.0.receive()
+    }
+
+    fn abort(&self, _reason: &str) {}
 }
 
 /// What processes must have in common, by name.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use ctq_kernels::bench::Ends;
-use ctq_kernels::collective::{Peers, Pipe};
+use ctq_kernels::collective::Pipe;
 use ctq_kernels::{Backend, KernelError};
 use ctq_model::window::{Window, WindowScores};
 use ctq_runtime::crew::{Member, Replanned, Watcher};
@@ -16,8 +16,8 @@ use ctq_runtime::{Error, Layout, Plans, Seat, Snapshot};
 use serde::{Deserialize, Serialize};
 
 use crate::device::Seats;
-use crate::party::Several;
-use crate::score::Watch;
+use crate::party::{Several, ToldByParty};
+use crate::watch::Watch;
 
 /// How often the first process looks whether it is done.
 const LOOK: Duration = Duration::from_millis(50);
@@ -31,39 +31,6 @@ enum Letter {
     Advanced { seat: usize, steps: usize },
     /// Scores of a group: window, first position, bits of each nll.
     Scored { scores: Vec<(usize, usize, Vec<u64>)> },
-}
-
-/// What reaches other processes, without a word of its own about an end: the party tells them, with the exit code that is
-/// due.
-#[derive(Debug)]
-pub(crate) struct ToldByParty<T>(pub(crate) T);
-
-impl<P: Peers> Peers for ToldByParty<P> {
-    fn rank(&self) -> usize {
-        self.0.rank()
-    }
-
-    fn ranks(&self) -> usize {
-        self.0.ranks()
-    }
-
-    fn exchange(&self, parts: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, KernelError> {
-        self.0.exchange(parts)
-    }
-
-    fn abort(&self, _reason: &str) {}
-}
-
-impl<P: Pipe> Pipe for ToldByParty<P> {
-    fn send(&self, hidden: Vec<f32>) -> Result<(), KernelError> {
-        self.0.send(hidden)
-    }
-
-    fn receive(&self) -> Result<Vec<f32>, KernelError> {
-        self.0.receive()
-    }
-
-    fn abort(&self, _reason: &str) {}
 }
 
 impl Several {

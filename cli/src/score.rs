@@ -2,25 +2,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZero;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use ctq_container::LayerSource;
 use ctq_kernels::Backend;
 use ctq_model::window::{Window, WindowScores};
-use ctq_runtime::crew::{self, Job, Replanned, Resources, Watcher};
-use ctq_runtime::{Arranged, Error, Layout, Needs, Plans, Pool, Seat, Settings, Snapshot, Wish, arrange};
+use ctq_runtime::crew::{self, Job};
+use ctq_runtime::{Arranged, Layout, Needs, Plans, Pool, Resources, Settings, Wish, arrange};
 
 use crate::device::{HeadUse, OnSeats, Opened, Seats, threads_of_seat};
 use crate::dry_run::{DryRun, Subject};
 use crate::exit::{Verdict, verdict_of};
-use crate::interrupt;
 use crate::party::Party;
 use crate::post::Posting;
-use crate::progress::{Progress, Unit};
 use crate::report::Report;
-use crate::resume::{ResumeState, group_name};
+use crate::resume::ResumeState;
+use crate::watch::{Followed, Watch};
 
 /// One scoring run.
 pub(crate) struct Run<'a> {
@@ -72,8 +70,9 @@ impl Run<'_> {
         let is_open = |window: &&Window| !done.contains(&window.index);
         let open: Vec<Window> = self.windows.iter().filter(is_open).cloned().collect();
         let fed = open.iter().map(|window| window.ids.len()).sum();
-        let watch =
-            Watch { run: self, job: &job, state: &state, report, inner: Mutex::new(Inner::new(scores)) };
+        let (name, windows, save_every) = (self.name, self.windows.len(), self.save_every);
+        let followed = Followed { name, windows, layout: job.layout, save_every, state: &state };
+        let watch = Watch::new(followed, scores, report);
         let outcome = self.device.on_seats(Task { run: self, job: &job, open, watch: &watch });
         let mut scores = watch.finish();
         outcome.map_err(|error| self.told(error, scores.len()))?;
@@ -191,133 +190,5 @@ impl OnSeats for Task<'_, '_> {
                 several.run(|| Ok(crew::run(job, open, members, &Posting::new(several, watch))?), watch)
             }
         }
-    }
-}
-
-/// Follows a run: keeps its scores, tells how far it is.
-pub(crate) struct Watch<'a> {
-    run: &'a Run<'a>,
-    job: &'a Job<'a>,
-    state: &'a ResumeState,
-    report: &'a Report,
-    inner: Mutex<Inner<'a>>,
-}
-
-struct Inner<'a> {
-    scores: Vec<WindowScores>,
-    progress: Option<Progress<'a>>,
-    /// Steps that each seat has done.
-    steps: Vec<usize>,
-    /// When each replica's hidden states were saved last.
-    saved: Vec<Instant>,
-}
-
-impl Inner<'_> {
-    fn new(scores: Vec<WindowScores>) -> Self {
-        Inner { scores, progress: None, steps: Vec::new(), saved: Vec::new() }
-    }
-}
-
-impl<'a> Watch<'a> {
-    /// Windows that have no scores yet.
-    pub(crate) fn left(&self) -> usize {
-        self.run.windows.len() - self.inner().scores.len()
-    }
-
-    /// Keeps the scores of a group.
-    pub(crate) fn keep(&self, scores: Vec<WindowScores>) -> Result<(), Error> {
-        let mut inner = self.inner();
-        let before = inner.scores.len();
-        inner.scores.extend(scores);
-        let saved = self.state.save(&inner.scores);
-        if saved.is_err() {
-            inner.scores.truncate(before);
-        }
-        saved
-    }
-
-    /// The hidden states of a replica's group are wanted no more.
-    pub(crate) fn forget_snapshot(&self, seat: Seat) {
-        self.state.forget_snapshot(seat.replica);
-    }
-
-    /// The seats.
-    pub(crate) fn layout(&self) -> &Layout {
-        &self.job.layout
-    }
-
-    fn inner(&self) -> MutexGuard<'_, Inner<'a>> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The end: all scores.
-    fn finish(self) -> Vec<WindowScores> {
-        let inner = self.inner.into_inner().unwrap_or_else(PoisonError::into_inner);
-        if let Some(progress) = inner.progress {
-            progress.finish();
-        }
-        inner.scores
-    }
-}
-
-impl Watcher for Watch<'_> {
-    fn planned(&self, plans: &Plans) {
-        let gibibytes = |bytes: u64| bytes as f64 / (1_u64 << 30) as f64;
-        let name = self.run.name;
-        let left = self.left();
-        self.report.detail(&format!(
-            "{name}: {left} windows in {} groups, {} tokens at a time, about {:.2} GiB",
-            plans.groups(),
-            plans.batch_tokens(),
-            gibibytes(plans.device_bytes() + plans.host_bytes())
-        ));
-        let mut inner = self.inner();
-        if let Some(progress) = inner.progress.take() {
-            progress.finish();
-        }
-        inner.progress = Some(Progress::new(self.report, name, Unit::Layers, plans.steps() as u64));
-        inner.steps = vec![0; self.job.layout.seats()];
-        inner.saved = vec![Instant::now(); self.job.layout.replicas];
-    }
-
-    fn replanned(&self, replanned: &Replanned) {
-        // A snapshot stays: where the next group has the same windows, it goes on from there.
-        self.report.warning(&format!("{}: {replanned}", self.run.name));
-    }
-
-    fn advanced(&self, seat: Seat, steps: usize) {
-        let mut inner = self.inner();
-        if let Some(done) = inner.steps.get_mut(self.job.layout.index(seat)) {
-            *done = steps;
-        }
-        let done: usize = inner.steps.iter().sum();
-        if let Some(progress) = &inner.progress {
-            progress.at(done as u64);
-        }
-    }
-
-    fn interrupted(&self) -> bool {
-        interrupt::requested()
-    }
-
-    fn wants_snapshot(&self, seat: Seat) -> bool {
-        let due = self.inner().saved[seat.replica].elapsed() >= self.run.save_every;
-        due || interrupt::requested()
-    }
-
-    fn save(&self, seat: Seat, windows: &[Window], snapshot: Snapshot) -> Result<(), Error> {
-        snapshot.save(&self.state.snapshot_path(seat.replica), &group_name(windows))?;
-        self.inner().saved[seat.replica] = Instant::now();
-        Ok(())
-    }
-
-    fn saved(&self, seat: Seat, windows: &[Window]) -> Option<Snapshot> {
-        self.state.snapshot(&group_name(windows), seat.replica, self.report)
-    }
-
-    fn scored(&self, seat: Seat, scores: Vec<WindowScores>) -> Result<(), Error> {
-        self.keep(scores)?;
-        self.forget_snapshot(seat);
-        Ok(())
     }
 }

@@ -16,19 +16,10 @@ use crate::error::{Error, Result};
 use crate::layout::{Layout, Seat};
 use crate::needs::Needs;
 use crate::observer::Observer;
-use crate::plan::Pool;
+use crate::plan::Resources;
 use crate::plans::Plans;
 use crate::snapshot::Snapshot;
 use crate::stage::Stage;
-
-/// What one seat may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Resources {
-    /// Memory.
-    pub pool: Pool,
-    /// Bytes that the backend takes on its device whatever runs.
-    pub scratch: u64,
-}
 
 /// A seat that is taken: a rank, and how hidden states reach it and leave it.
 pub struct Member<B: Backend> {

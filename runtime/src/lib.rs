@@ -39,7 +39,7 @@ pub use layout::{Arranged, CannotArrange, Layout, Seat, Wish, arrange};
 pub use lockstep::Lockstep;
 pub use needs::Needs;
 pub use observer::Observer;
-pub use plan::{PLENTY_TOKENS, Plan, Pool, TooSmall, plan};
+pub use plan::{PLENTY_TOKENS, Plan, Pool, Resources, TooSmall, plan};
 pub use plans::{Plans, ReplicaPlan};
 pub use schedule::{HiddenPlace, Schedule};
 pub use score::HEAD_ROWS;

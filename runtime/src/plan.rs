@@ -58,6 +58,15 @@ impl Pool {
     }
 }
 
+/// What one seat may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resources {
+    /// Memory.
+    pub pool: Pool,
+    /// Bytes that the backend takes on its device whatever runs.
+    pub scratch: u64,
+}
+
 /// How a run is cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {

@@ -5,10 +5,9 @@ use std::ops::Range;
 
 use ctq_model::window::Window;
 
-use crate::crew::Resources;
 use crate::layout::Layout;
 use crate::needs::Needs;
-use crate::plan::{Plan, Pool, TooSmall, plan_stages};
+use crate::plan::{Plan, Pool, Resources, TooSmall, plan_stages};
 
 /// Plans of all seats. Ranks of a stage have the same.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,8 +8,8 @@ use ctq_kernels::Backend;
 use ctq_kernels::collective::{InProcess, Rank};
 use ctq_kernels::cpu::Cpu;
 use ctq_model::window::{Window, WindowScores};
-use ctq_runtime::crew::{self, Job, Replanned, Resources, Watcher};
-use ctq_runtime::{Error, Layout, Plans, Pool, Seat, Settings};
+use ctq_runtime::crew::{self, Job, Replanned, Watcher};
+use ctq_runtime::{Error, Layout, Plans, Pool, Resources, Seat, Settings};
 
 /// Memory that is enough for anything here.
 pub const PLENTY: Resources = Resources { pool: Pool::Shared(1 << 40), scratch: 0 };

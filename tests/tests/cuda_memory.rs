@@ -9,7 +9,7 @@ use ctq_kernels::cpu::Cpu;
 use ctq_kernels::cuda::Cuda;
 use ctq_kernels::cuda::emulated::{Emulated, Schedule};
 use ctq_model::window::{Window, WindowScores};
-use ctq_runtime::crew::Resources;
+use ctq_runtime::Resources;
 use ctq_runtime::{Acts, Engine, HiddenPlace, Layout, Needs, Pool};
 use ctq_tests::{assets, crews, models};
 

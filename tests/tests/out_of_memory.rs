@@ -8,7 +8,7 @@ use ctq_convert::TiledCheckpoint;
 use ctq_kernels::Compute;
 use ctq_kernels::cpu::Cpu;
 use ctq_model::window::{Window, WindowScores};
-use ctq_runtime::crew::Resources;
+use ctq_runtime::Resources;
 use ctq_runtime::{Acts, Engine, Error, Layout, Needs, Pool, plan};
 use ctq_tests::cramped::{Cramped, WANTED};
 use ctq_tests::crews::{self, Told};
