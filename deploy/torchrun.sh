@@ -5,6 +5,8 @@
 #   deploy/torchrun.sh 8 model.ctq --data wiki.test.raw              GPUs, model, options of eval
 #   NODES=2 NODE=0 MASTER=10.0.0.1:29500 deploy/torchrun.sh 8 ...    the same on each node, NODE counting from 0
 #
+# Several nodes: CTQ_TOKEN, the same secret on all of them, keeps other jobs out.
+#
 # On one machine `ctq eval model.ctq` alone uses all GPUs in one process; this is for where torchrun is what there is.
 set -euo pipefail
 
