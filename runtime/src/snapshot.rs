@@ -105,6 +105,9 @@ fn digest(key: &str, layer: usize, body: &[u8]) -> [u8; 32] {
 
 #[cfg(test)]
 mod tests {
+    use ctq_kernels::collective::InProcess;
+    use ctq_kernels::cpu::Cpu;
+
     use super::*;
 
     #[test]
@@ -124,5 +127,23 @@ mod tests {
         assert_eq!(Snapshot::load(&path, "key"), None);
         fs::write(&path, &bytes[..20]).expect("written");
         assert_eq!(Snapshot::load(&path, "key"), None);
+    }
+
+    /// More elements than cross at a time.
+    #[test]
+    fn all_ranks_have_the_snapshot_of_the_first() {
+        let hidden: Vec<f32> = (0..2 * ELEMENTS_AT_ONCE + 77).map(|at| at as f32).collect();
+        for own in [Some(Snapshot { layer: 5, hidden }), None] {
+            let ranks = InProcess::<Cpu>::team(3);
+            let seen: Vec<Option<Snapshot>> = std::thread::scope(|scope| {
+                let rank = |peers: &'_ InProcess<Cpu>| {
+                    let own = own.clone().filter(|_| peers.rank() == 0);
+                    Snapshot::shared(peers, own).expect("a snapshot")
+                };
+                let threads: Vec<_> = ranks.iter().map(|peers| scope.spawn(move || rank(peers))).collect();
+                threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+            });
+            assert!(seen.iter().all(|seen| *seen == own));
+        }
     }
 }

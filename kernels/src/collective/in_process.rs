@@ -144,3 +144,35 @@ impl<B: Backend> Collective<B> for InProcess<B> {
         backend.concatenate(&parts.iter().map(AsRef::as_ref).collect::<Vec<_>>())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever gives up right after a round takes nothing from it: all who came have met.
+    #[test]
+    fn a_round_counts_for_all_or_for_none() {
+        for _ in 0..2_000 {
+            let meeting = Meeting::of(2);
+            let (first, second) = std::thread::scope(|scope| {
+                let first = scope.spawn(|| {
+                    let met = meeting.meet(0, 1);
+                    meeting.give_up("rank 0: done");
+                    met.is_ok()
+                });
+                let second = scope.spawn(|| meeting.meet(1, 2).is_ok());
+                (first.join().expect("no panic"), second.join().expect("no panic"))
+            });
+            assert!(first && second);
+        }
+    }
+
+    #[test]
+    fn who_waits_is_told_who_gave_up() {
+        let meeting = Meeting::of(2);
+        meeting.give_up("rank 1: no room");
+        meeting.give_up("rank 0: another reason");
+        let told = meeting.meet(0, ()).expect_err("nobody comes");
+        assert_eq!(told.to_string(), "rank 1: no room");
+    }
+}
