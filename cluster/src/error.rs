@@ -125,7 +125,7 @@ pub enum Error {
     },
     /// Some ranks did not come in time.
     #[error(
-        "{} did not come in {} s, {came} of {ranks} are there; see that all were started, and that they reach port {port} of this machine{}",
+        "{} did not come in {} s, {came} of {ranks} are there; see that all were started, and that they reach port {port} of this machine, or pass `--launcher none` to run one process alone{}",
         listed(missing), wait.as_secs_f32(), noted(notes)
     )]
     Missing {
