@@ -12,12 +12,13 @@ use ctq_runtime::{Engine, Layout, Needs, Observer, Plan, Settings, plan};
 use safetensors::{Dtype, SafeTensors};
 
 use crate::args::{ActsChoice, LogitsActs, LogitsOptions};
-use crate::device::{HeadUse, OnSeats, Opened, Seats, Wanted, threads_of_seat};
+use crate::device::{HeadUse, Opened, Wanted};
 use crate::exit::Verdict;
 use crate::open::Model;
 use crate::progress::{Progress, Unit};
 use crate::question::{acts_of, compute_of};
 use crate::report::{self, Report};
+use crate::seats::{OnSeats, Seats, threads_of_seat};
 use crate::{eval, interrupt};
 
 pub(crate) fn run(options: &LogitsOptions, report: &Report) -> anyhow::Result<Verdict> {

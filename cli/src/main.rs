@@ -26,6 +26,7 @@ mod report;
 mod restore;
 mod resume;
 mod score;
+mod seats;
 mod verify;
 mod watch;
 

@@ -15,8 +15,8 @@ use ctq_runtime::crew::{Member, Replanned, Watcher};
 use ctq_runtime::{Error, Layout, Plans, Seat, Snapshot};
 use serde::{Deserialize, Serialize};
 
-use crate::device::Seats;
 use crate::party::{Several, ToldByParty};
+use crate::seats::Seats;
 use crate::watch::Watch;
 
 /// How often the first process looks whether it is done.

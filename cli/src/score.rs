@@ -11,13 +11,14 @@ use ctq_model::window::{Window, WindowScores};
 use ctq_runtime::crew::{self, Job};
 use ctq_runtime::{Arranged, Layout, Needs, Plans, Pool, Resources, Settings, Wish, arrange};
 
-use crate::device::{HeadUse, OnSeats, Opened, Seats, threads_of_seat};
+use crate::device::{HeadUse, Opened};
 use crate::dry_run::{DryRun, Subject};
 use crate::exit::{Verdict, verdict_of};
 use crate::party::Party;
 use crate::post::Posting;
 use crate::report::Report;
 use crate::resume::ResumeState;
+use crate::seats::{OnSeats, Seats, threads_of_seat};
 use crate::watch::{Followed, Watch};
 
 /// One scoring run.

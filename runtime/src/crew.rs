@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use ctq_container::LayerSource;
-use ctq_kernels::collective::{Handover, Pipe, Rank};
+use ctq_kernels::collective::{Handover, Pipe, Rank, team};
 use ctq_kernels::{Backend, KernelError};
 use ctq_model::window::{Window, WindowScores};
 
@@ -33,6 +33,12 @@ pub struct Member<B: Backend> {
     pub outgoing: Option<Box<dyn Pipe>>,
     /// Workers on the CPU.
     pub threads: NonZero<usize>,
+}
+
+/// The ranks of a layout on backends that read one another's buffers, in the order of its seats.
+pub fn ranks<B: Backend + 'static>(layout: &Layout, backend: impl Fn() -> B) -> Vec<Rank<B>> {
+    let stage = |_| team::in_process(std::iter::repeat_with(&backend).take(layout.ranks).collect());
+    (0..layout.replicas * layout.stages).flat_map(stage).collect()
 }
 
 /// Seats of one process that pass hidden states from thread to thread. `ranks`: in the order of the layout's seats.

@@ -1,6 +1,8 @@
 //! The layer loop: which part is loaded when, what runs over it, what is handed out. Leaves the inside of a layer to
 //! [`crate::block`], and knows nothing of text, protocols or resume files.
 
+use std::borrow::Borrow;
+
 use ctq_container::LayerSource;
 use ctq_kernels::collective::Pipe;
 use ctq_kernels::{Backend, Compute, KernelError, Rotation};
@@ -88,7 +90,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         let batches = self.batches(&ids);
         let hidden = self.run(&ids, &batches, resume, observer).map_err(|error| of_all(error, windows))?;
         if let Some(outgoing) = self.stage.outgoing {
-            outgoing.send(self.drained_to_host(hidden)?)?;
+            outgoing.send(self.on_host(hidden)?)?;
             return Ok(Vec::new());
         }
         let (head, rotation) = (self.parts.head()?, self.rotation(0));
@@ -274,20 +276,12 @@ impl<'a, B: Backend> Engine<'a, B> {
         Ok(())
     }
 
-    /// As [`Engine::on_host`], for good.
-    fn drained_to_host(&self, hidden: Vec<Hidden<B>>) -> Result<Vec<f32>> {
+    /// The hidden states of all batches, in the order of the group's windows; each batch that is given away goes as soon as
+    /// it is copied.
+    fn on_host(&self, hidden: impl IntoIterator<Item = impl Borrow<Hidden<B>>>) -> Result<Vec<f32>> {
         let mut all = Vec::new();
         for batch in hidden {
-            batch.append_to(self.backend, &mut all)?;
-        }
-        Ok(all)
-    }
-
-    /// The hidden states of all batches, in the order of the group's windows.
-    fn on_host(&self, hidden: &[Hidden<B>]) -> Result<Vec<f32>> {
-        let mut all = Vec::new();
-        for batch in hidden {
-            batch.append_to(self.backend, &mut all)?;
+            batch.borrow().append_to(self.backend, &mut all)?;
         }
         Ok(all)
     }

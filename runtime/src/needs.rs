@@ -69,6 +69,20 @@ impl Needs {
     }
 }
 
+/// Four layers of 100 bytes, embedding and head of 150; 10 bytes of hidden state and 90 of activations a token.
+#[cfg(test)]
+pub(crate) fn example() -> Needs {
+    Needs {
+        layers: vec![100; 4],
+        embedding: 150,
+        head: 150,
+        all: 700,
+        hidden: 10,
+        hidden_on_host: 10,
+        activations: 90,
+    }
+}
+
 /// Packed bytes of a part's matrices; its vectors are not worth counting.
 fn packed_bytes(part: &PartInventory) -> u64 {
     part.linears.iter().map(|linear| MatrixRecord::of(linear).stored_bytes()).sum()

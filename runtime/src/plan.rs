@@ -306,19 +306,7 @@ impl Room<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Four layers of 100 bytes, embedding and head of 150; 10 bytes of hidden state and 90 of activations a token.
-    fn needs() -> Needs {
-        Needs {
-            layers: vec![100; 4],
-            embedding: 150,
-            head: 150,
-            all: 700,
-            hidden: 10,
-            hidden_on_host: 10,
-            activations: 90,
-        }
-    }
+    use crate::needs::example as needs;
 
     fn separate(device: u64, host: u64) -> Pool {
         Pool::Separate { device, host }

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use ctq_container::LayerSource;
 use ctq_kernels::Backend;
-use ctq_kernels::collective::{InProcess, Rank};
+use ctq_kernels::collective::Rank;
 use ctq_kernels::cpu::Cpu;
 use ctq_model::window::{Window, WindowScores};
 use ctq_runtime::crew::{self, Job, Replanned, Watcher};
@@ -59,12 +59,6 @@ impl<F: Fn(usize) + Sync> Watcher for Collect<F> {
     }
 }
 
-/// The ranks of a layout on backends that read one another's buffers, in the order of its seats.
-pub fn ranks<B: Backend + 'static>(layout: &Layout, backend: impl Fn() -> B) -> Vec<Rank<B>> {
-    let stages = (0..layout.replicas * layout.stages).flat_map(|_| InProcess::team(layout.ranks));
-    stages.map(|collective| Rank::new(backend(), Box::new(collective))).collect()
-}
-
 /// Scores windows on the seats of a layout. `scored` is called after each group with the number of windows that are.
 ///
 /// # Errors
@@ -97,7 +91,7 @@ pub fn on_cpu(
     windows: &[Window],
 ) -> Vec<WindowScores> {
     let model = Model { source, settings, resources: PLENTY };
-    let seats = || ranks(&layout, Cpu::detect);
+    let seats = || crew::ranks(&layout, Cpu::detect);
     run(model, layout, windows, seats, |_| {}).unwrap_or_else(|error| panic!("{layout}: {error}")).scores
 }
 

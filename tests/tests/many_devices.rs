@@ -13,6 +13,7 @@ use ctq_kernels::cuda::emulated::{Emulated, Schedule};
 use ctq_kernels::{Backend, Compute};
 use ctq_model::spec::FfnSpec;
 use ctq_model::window::Window;
+use ctq_runtime::crew;
 use ctq_runtime::{Acts, Engine, Error, Layout, Lockstep, Observer, Settings, Snapshot};
 use ctq_tests::deeper::deeper;
 use ctq_tests::{assets, crews, models};
@@ -141,7 +142,7 @@ fn what_crosses_is_what_the_formula_says() {
         let hidden = source.inventory().spec.hidden;
         for ranks in [1, 2, 4] {
             let layout = Layout { ranks, ..Layout::ONE };
-            let team = crews::ranks(&layout, Cpu::detect);
+            let team = crew::ranks(&layout, Cpu::detect);
             let one = std::num::NonZero::<usize>::MIN;
             let received = ctq_kernels::collective::team::run(&team, one, |rank: &Rank<Cpu>| {
                 let engine = Engine::new(rank, &source, settings);
@@ -167,7 +168,7 @@ fn what_one_rank_finds_ends_the_run() {
     let settings = models::settings(Acts::Off, Compute::F32);
     for layout in layouts(&[1, 2], &[1, 2], &[1, 2]) {
         let model = crews::Model { source: &source, settings, resources: crews::PLENTY };
-        let outcome = crews::run(model, layout, &windows, || crews::ranks(&layout, Cpu::detect), |_| {});
+        let outcome = crews::run(model, layout, &windows, || crew::ranks(&layout, Cpu::detect), |_| {});
         let error = outcome.err().expect("a token without embedding");
         assert!(matches!(error, Error::TokenOutOfRange { window: 4, .. }), "{layout}: {error}");
     }
@@ -207,7 +208,7 @@ fn a_signal_to_one_rank_stops_all_and_keeps_the_hidden_states() {
     let source = models::on_the_fly(&assets::golden("bundled/W4A16"));
     let windows = windows(&source);
     let settings = models::settings(Acts::Off, Compute::F32);
-    let team = crews::ranks(&Layout { ranks: 3, ..Layout::ONE }, Cpu::detect);
+    let team = crew::ranks(&Layout { ranks: 3, ..Layout::ONE }, Cpu::detect);
     let signalled = [false, false, true].map(Signalled::new);
     let one = std::num::NonZero::<usize>::MIN;
     let outcomes = ctq_kernels::collective::team::run(&team, one, |rank| {
@@ -227,7 +228,7 @@ fn a_signal_to_one_rank_stops_all_and_keeps_the_hidden_states() {
 
 #[test]
 fn a_rank_that_fails_is_what_its_peers_are_told() {
-    let team = crews::ranks(&Layout { ranks: 3, ..Layout::ONE }, Cpu::detect);
+    let team = crew::ranks(&Layout { ranks: 3, ..Layout::ONE }, Cpu::detect);
     let one = std::num::NonZero::<usize>::MIN;
     let outcomes = ctq_kernels::collective::team::run(&team, one, |rank| {
         if rank.peers().rank() == 1 {

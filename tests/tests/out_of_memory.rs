@@ -9,6 +9,7 @@ use ctq_kernels::Compute;
 use ctq_kernels::cpu::Cpu;
 use ctq_model::window::{Window, WindowScores};
 use ctq_runtime::Resources;
+use ctq_runtime::crew;
 use ctq_runtime::{Acts, Engine, Error, Layout, Needs, Pool, plan};
 use ctq_tests::cramped::{Cramped, WANTED};
 use ctq_tests::crews::{self, Told};
@@ -50,7 +51,7 @@ fn run(
 ) -> Result<Told, Error> {
     let settings = models::settings(Acts::Off, Compute::F32);
     let model = crews::Model { source, settings, resources: Resources { pool, scratch: 0 } };
-    let seats = || crews::ranks(&layout, || backend.clone());
+    let seats = || crew::ranks(&layout, || backend.clone());
     crews::run(model, layout, &windows(source), seats, scored)
 }
 

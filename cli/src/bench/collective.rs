@@ -8,10 +8,11 @@ use ctq_runtime::Layout;
 
 use super::{Measurements, Team, go_on};
 use crate::args::BenchOptions;
-use crate::device::{OnSeats, Opened, Seats, Wanted, threads_of_seat};
+use crate::device::{Opened, Wanted};
 use crate::machine;
 use crate::party::{Party, Several};
 use crate::report::Report;
+use crate::seats::{OnSeats, Seats, threads_of_seat};
 
 /// Tokens at a time: one, a short window, a long one.
 const TOKENS: [usize; 3] = [1, 256, 2048];

@@ -6,13 +6,14 @@
 mod cut;
 mod handover;
 mod in_process;
+mod meeting;
 mod peer_copies;
 mod rank;
 pub mod team;
 
 pub use cut::Cut;
 pub use handover::Handover;
-pub use in_process::{InProcess, Meeting};
+pub use in_process::InProcess;
 pub use peer_copies::PeerCopies;
 pub use rank::{Rank, RankBuffer, RankMatrix};
 

@@ -6,7 +6,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::{Collective, Meeting, Peers};
+use super::meeting::{Meeting, Parcels};
+use super::{Collective, Peers};
 use crate::backend::{Backend, KernelError};
 use crate::cuda::{Cuda, CudaBuffer, Device};
 
@@ -18,7 +19,7 @@ pub struct PeerCopies<D: Device> {
 
 struct Meetings<D: Device> {
     ranks: usize,
-    bytes: Meeting<Arc<Vec<Vec<u8>>>>,
+    bytes: Meeting<Parcels>,
     parts: Meeting<Arc<Part<D>>>,
     /// After each rank's reads.
     read: Meeting<Arc<D::Mark>>,
@@ -101,8 +102,7 @@ impl<D: Device> Peers for PeerCopies<D> {
     }
 
     fn exchange(&self, parts: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, KernelError> {
-        let all = self.meetings.bytes.meet(self.rank, Arc::new(parts))?;
-        Ok(all.iter().map(|parts| parts[self.rank].clone()).collect())
+        self.meetings.bytes.exchange(self.rank, parts)
     }
 
     fn abort(&self, reason: &str) {
