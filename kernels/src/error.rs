@@ -31,6 +31,26 @@ pub enum KernelError {
         /// Whether act-order has changed the order of the inputs.
         permuted: bool,
     },
+    /// Sums of codes in `--acts kernel` would not be exact.
+    #[error(
+        "`--acts kernel` sums products of codes in 32 bits, which a run of {k} inputs with {activation} activations could leave; use --acts library"
+    )]
+    LongSum {
+        /// What the activations are.
+        activation: Activation,
+        /// Inputs of one sum.
+        k: usize,
+    },
+    /// Groups of codes that words of several codes would straddle.
+    #[error(
+        "`--acts kernel` takes inputs four at a time, and scales of {activation} activations or their weights change every {group}; use --acts library"
+    )]
+    OddGroups {
+        /// What the activations are.
+        activation: Activation,
+        /// Inputs that share a scale.
+        group: usize,
+    },
     /// A device has no memory left.
     #[error(
         "{device} has no room for {wanted} more bytes; give it less at a time (`ctq eval --memory`), or take --device cpu"

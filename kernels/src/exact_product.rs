@@ -6,6 +6,9 @@ use ctq_model::scheme::Activation;
 
 use crate::KernelError;
 
+/// Codes that are multiplied at once, at most; no segment begins among them.
+const WORD: usize = 4;
+
 /// What a product must know of its weights.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Weights {
@@ -51,11 +54,15 @@ impl Weights {
         // Groups of activations follow the inputs, groups of act-ordered weights do not.
         let crossed = self.permuted && segment < self.k;
         let step = if crossed { None } else { common_run(segment, self.group, self.k) };
-        step.map(|step| CodeProduct { sums, step }).ok_or(KernelError::GroupsDoNotMeet {
+        let step = step.ok_or(KernelError::GroupsDoNotMeet {
             activation,
             group: self.group,
             permuted: self.permuted,
-        })
+        })?;
+        if step < self.k && !step.is_multiple_of(WORD) {
+            return Err(KernelError::OddGroups { activation, group: step });
+        }
+        Ok(CodeProduct { sums, step })
     }
 
     /// Codes times their local scales on both sides.

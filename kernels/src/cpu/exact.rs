@@ -1,6 +1,6 @@
 //! `--acts kernel`: products of codes, exact where the arithmetic is, scales applied to the sums.
 //!
-//! * integers: sums of a segment of k are exact (f64 chains hold them), rounded once to f32;
+//! * integers: sums of a segment of k are exact in 32 bits, rounded once to f32;
 //! * fp8: products are exact, sums are f32 chains;
 //! * NVFP4 and MX: code times local scale is exact on both sides, sums are one f32 chain, global scales come last.
 //!
@@ -9,45 +9,53 @@
 use std::ops::Range;
 
 use ctq_container::TILE;
+use ctq_model::matrix::Code;
+use ctq_model::scheme::Activation;
 
 use crate::backend::KernelError;
-use crate::cpu::decode::{Decode, RowTile};
+use crate::cpu::isa::for_each_isa;
 use crate::cpu::matrix::{CpuMatrix, ScaleUse};
-use crate::cpu::panel::{Order, Panel, Rows, multiply, multiply_exact};
-use crate::cpu::quantize::{CpuOperand, OperandKind};
-use crate::cpu::row_tiles::{chains, tiles};
+use crate::cpu::product::{Begin, HALF, Out, Product, STRIP, Strips, Unit, multiply};
+use crate::cpu::quantize::CodeScales;
+use crate::cpu::row_tiles::{Task, TaskOut, Workspace, panels, sums, tiles};
+use crate::cpu::weights::{Decode, RowTile};
 use crate::cpu::{CpuBuffer, Isa};
-use crate::exact_product::{CodeProduct, Sums, Weights};
+use crate::exact_product::{CodeProduct, Weights};
 
-/// Output rows `rows` (of the whole matrix) for every row of `x`, without the bias: [count, rows].
-pub(crate) fn linear(
+/// Codes times their local scales on both sides; the sums are divided by both global scales.
+pub(crate) fn scaled(
     isa: Isa,
-    x: &CpuOperand,
+    x: &Strips,
+    (activation, global): (Activation, f32),
     weight: &CpuMatrix,
     rows: Range<usize>,
 ) -> Result<CpuBuffer, KernelError> {
-    match &x.kind {
-        OperandKind::Values => unreachable!("plain operands take the other path"),
-        OperandKind::Scaled { activation, global } => {
-            weights(weight).scaled(*activation)?;
-            let divisor = weight.global_scale() * global;
-            Ok(tiles(x, weight, rows, |tile, inputs, out| {
-                let tile = RowTile::new(weight, tile, Decode::Scaled);
-                chains(isa, &tile, x.k, x.range(inputs), out);
-                out.iter_mut().for_each(|value| *value /= divisor);
-            }))
+    weights(weight).scaled(activation)?;
+    let divisor = weight.global_scale() * global;
+    Ok(tiles(x.rows, rows, |mut task, workspace| {
+        let tile = RowTile::new(isa, weight, task.tile, Decode::Scaled);
+        sums(isa, &tile, x, &mut task, workspace);
+        for row in 0..task.inputs.len() {
+            for half in 0..TILE / HALF {
+                divide(isa, task.out.row(row, half), divisor);
+            }
         }
-        OperandKind::Codes { activation, segment, scales } => {
-            let CodeProduct { sums, step } = weights(weight).codes(*activation, *segment)?;
-            let integers = sums == Sums::Integers;
-            let per_row = x.k / segment;
-            Ok(tiles(x, weight, rows, |tile, inputs, out| {
-                let scales = &scales[inputs.start * per_row..inputs.end * per_row];
-                let task = Task { isa, weight, tile, step, segment: *segment, scales, integers };
-                task.run(x.range(inputs), out);
-            }))
-        }
-    }
+    }))
+}
+
+/// Codes; sums of a segment are multiplied with the scales of both sides.
+pub(crate) fn codes(
+    isa: Isa,
+    x: &Strips,
+    scales: &CodeScales,
+    weight: &CpuMatrix,
+    rows: Range<usize>,
+) -> Result<CpuBuffer, KernelError> {
+    let CodeProduct { step, .. } = weights(weight).codes(scales.activation, scales.segment)?;
+    fits(scales, weight)?;
+    let input_sums = if weight.tiled.zeros.is_some() { x.sums(step) } else { Vec::new() };
+    let segments = Segments { isa, x, scales, weight, step, input_sums };
+    Ok(tiles(x.rows, rows, |task, workspace| segments.run(task, workspace)))
 }
 
 fn weights(weight: &CpuMatrix) -> Weights {
@@ -60,82 +68,293 @@ fn weights(weight: &CpuMatrix) -> Weights {
     }
 }
 
-/// One row tile times some rows of codes.
-struct Task<'a> {
-    isa: Isa,
-    weight: &'a CpuMatrix,
-    tile: usize,
-    /// k of one segment.
-    step: usize,
-    /// k that share an activation scale.
-    segment: usize,
-    /// [count, k / segment].
-    scales: &'a [f32],
-    /// Whether both sides are integers, whose sums are exact.
-    integers: bool,
+/// # Errors
+/// Where sums of a segment could leave 32 bits.
+fn fits(scales: &CodeScales, weight: &CpuMatrix) -> Result<(), KernelError> {
+    let magnitude = |code: Code, shifted: bool| match code {
+        // A code less its zero point may span the whole range.
+        Code::Int { bits } => 1_u64 << (bits - u8::from(!shifted)),
+        Code::E4m3 | Code::E2m1 | Code::Bf16 | Code::F16 | Code::F32 => 0,
+    };
+    let activation = scales.activation;
+    let product = magnitude(activation.code, !activation.symmetric)
+        * magnitude(weight.tiled.code, weight.tiled.zeros.is_some());
+    let length = scales.segment.min(weight.group_size()).min(weight.k());
+    if product * length as u64 > i32::MAX as u64 {
+        return Err(KernelError::LongSum { activation, k: length });
+    }
+    Ok(())
 }
 
-impl Task<'_> {
-    fn run(&self, x: Rows<'_, f32>, out: &mut [f32]) {
-        let k = self.weight.k();
-        let mut panel = vec![0.0; k.div_ceil(TILE) * TILE * TILE];
-        RowTile::new(self.weight, self.tile, Decode::Codes).panel(0, &mut panel);
-        let weight_scales = self.weight.row_scales(self.tile, ScaleUse::Stored);
-        let group = self.weight.group_size();
-        let single = self.segment >= k;
-        for start in (0..k).step_by(self.step) {
-            let length = self.step.min(k - start);
-            let sums = self.sums(x, &panel[start * TILE..(start + length) * TILE], start, length);
-            let weight_scales = &weight_scales[start / group * TILE..][..TILE];
-            for row in 0..x.count {
-                // A scale that does not change along k is applied once, at the end.
-                let scale =
-                    if single { 1.0 } else { self.scales[row * (k / self.segment) + start / self.segment] };
-                for column in 0..TILE {
-                    let term = sums[row * TILE + column] * (weight_scales[column] * scale);
-                    out[row * TILE + column] += term;
+/// One product of codes: sums of each segment of k, folded into the outputs with the scales of both sides.
+struct Segments<'a> {
+    isa: Isa,
+    x: &'a Strips,
+    scales: &'a CodeScales,
+    weight: &'a CpuMatrix,
+    /// k of one segment.
+    step: usize,
+    /// [rows, segments]: sums of the words of inputs, where weights have zero points.
+    input_sums: Vec<i32>,
+}
+
+/// Sums of one strip and one half.
+const SUMS: usize = STRIP * HALF;
+
+/// What a segment's sums are multiplied with and freed of, of the columns of one row tile.
+struct Columns {
+    /// [groups][64].
+    scales: Vec<f32>,
+    /// [groups][64] of zero points, or none.
+    zeros: Vec<i32>,
+    /// [segments][64]: sums of the weights' codes.
+    sums: Vec<i32>,
+}
+
+impl Segments<'_> {
+    fn run(&self, mut task: Task<'_>, workspace: &mut Workspace) {
+        let (unit, k) = (self.x.unit, self.x.k);
+        let tile = RowTile::new(self.isa, self.weight, task.tile, Decode::Codes);
+        let mut columns = self.columns(task.tile);
+        let strips = task.inputs.len().div_ceil(STRIP);
+        for run in panels(unit, k) {
+            let tiles = run.start / TILE..run.end.div_ceil(TILE);
+            tile.panel(unit, tiles, &mut workspace.scratch, &mut workspace.panel);
+            for half in 0..TILE / HALF {
+                if task.out.in_half(half).is_empty() {
+                    continue;
+                }
+                self.sum_columns(run.clone(), half, workspace, &mut columns);
+                for strip in 0..strips {
+                    self.strip(run.clone(), (half, strip, strips), &mut task, workspace, &columns);
                 }
             }
         }
-        if single {
-            for (row, out) in out.chunks_exact_mut(TILE).enumerate() {
-                out.iter_mut().for_each(|value| *value *= self.scales[row]);
+    }
+
+    fn columns(&self, tile: usize) -> Columns {
+        let zeros = self.weight.row_zeros(tile).iter().map(|zero| *zero as i32).collect();
+        let scales = self.weight.row_scales(tile, ScaleUse::Stored);
+        Columns { scales, zeros, sums: vec![0; self.x.k.div_ceil(self.step) * TILE] }
+    }
+
+    /// Runs of one panel that are in one segment.
+    fn pieces(&self, panel: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        let step = self.step;
+        let mut at = panel.start;
+        std::iter::from_fn(move || {
+            let start = at;
+            at = panel.end.min((start / step + 1) * step);
+            (start < panel.end).then_some(start..at)
+        })
+    }
+
+    /// Adds up the integers of a panel's columns: a strip of ones times the weights.
+    fn sum_columns(
+        &self,
+        panel: Range<usize>,
+        half: usize,
+        workspace: &mut Workspace,
+        columns: &mut Columns,
+    ) {
+        let ones = match self.x.unit {
+            Unit::Quad => 0x0101_0101,
+            Unit::Short => 0x0001_0001,
+            Unit::Float | Unit::SwappedFloat | Unit::Pair => return,
+        };
+        for piece in self.pieces(panel.clone()) {
+            let steps = self.x.unit.steps(piece.len());
+            let mut inputs = vec![0; steps * STRIP];
+            inputs.iter_mut().step_by(STRIP).for_each(|word| *word = ones);
+            let weights = workspace.panel.half(half, self.x.unit.steps(piece.start - panel.start));
+            let product = Product { inputs: &inputs, strip_words: steps * STRIP, weights, steps };
+            let sums = &mut columns.sums[piece.start / self.step * TILE + half * HALF..][..HALF];
+            multiply(self.isa, self.x.unit, product, Begin::Output, Out::of_integers(sums, HALF, 1, HALF));
+        }
+    }
+
+    /// One strip and one half over one panel.
+    fn strip(
+        &self,
+        panel: Range<usize>,
+        (half, strip, strips): (usize, usize, usize),
+        task: &mut Task<'_>,
+        workspace: &mut Workspace,
+        columns: &Columns,
+    ) {
+        let (unit, k, step) = (self.x.unit, self.x.k, self.step);
+        let first_row = task.inputs.start + strip * STRIP;
+        // Sums of a segment that reaches into another panel wait for it; others are used at once.
+        let waits = !panel.start.is_multiple_of(step) || panel.end != k && !panel.end.is_multiple_of(step);
+        let at = if waits { (half * strips + strip) * SUMS } else { 0 };
+        workspace.integers.resize(workspace.integers.len().max(at + SUMS), 0);
+        for piece in self.pieces(panel.clone()) {
+            let product = Product {
+                inputs: self.x.from(first_row, unit.steps(piece.start)),
+                strip_words: self.x.strip_words(),
+                weights: workspace.panel.half(half, unit.steps(piece.start - panel.start)),
+                steps: unit.steps(piece.len()),
+            };
+            let begin = if piece.start.is_multiple_of(step) { Begin::Zero } else { Begin::Output };
+            let sums = &mut workspace.integers[at..at + SUMS];
+            multiply(self.isa, unit, product, begin, Out::of_integers(sums, HALF, STRIP, HALF));
+            if piece.end == k || piece.end.is_multiple_of(step) {
+                let rows = first_row..task.inputs.end.min(first_row + STRIP);
+                self.fold(piece.start / step, half, rows, sums, task, columns);
             }
         }
     }
 
-    /// Sums of products of codes over one segment, [count][64].
-    fn sums(&self, x: Rows<'_, f32>, panel: &[f32], start: usize, length: usize) -> Vec<f32> {
-        let mut sums = vec![0.0; x.count * TILE];
-        if !self.integers {
-            let panel = Panel { values: panel, stride: TILE, width: TILE, k: length };
-            multiply(
-                self.isa,
-                Order::Pairs,
-                Rows { values: &x.values[start..], ..x },
-                panel,
-                &mut sums,
-                TILE,
-            );
-            return sums;
+    /// One segment's sums of a strip into the outputs.
+    fn fold(
+        &self,
+        segment: usize,
+        half: usize,
+        rows: Range<usize>,
+        sums: &[i32],
+        task: &mut Task<'_>,
+        columns: &Columns,
+    ) {
+        let start = segment * self.step;
+        let group = start / self.weight.group_size() * TILE + half * HALF;
+        let per_row = self.scales.per_row(self.x.k);
+        let fold = Fold {
+            floats: self.floats(),
+            sums,
+            weight_scales: &columns.scales[group..group + HALF],
+            column_sums: &columns.sums[segment * TILE + half * HALF..][..HALF],
+            zeros: columns.zeros.get(group..group + HALF).unwrap_or_default(),
+            length: self.step.min(self.x.k - start) as i32,
+            begins: start == 0,
+            // A scale that does not change along k is applied once, at the end.
+            ends: per_row == 1 && start + self.step >= self.x.k,
+            varies: per_row > 1,
+        };
+        let at = |row: usize| row * per_row + start / self.scales.segment;
+        let mut factors = [RowFactors::default(); STRIP];
+        for (factors, row) in factors.iter_mut().zip(rows.clone()) {
+            *factors = RowFactors {
+                scale: self.scales.scales[at(row)],
+                offset: self.scales.offsets.get(at(row)).copied().unwrap_or(0.0),
+                input_sum: self
+                    .input_sums
+                    .get(row * self.x.k.div_ceil(self.step) + segment)
+                    .copied()
+                    .unwrap_or(0),
+            };
         }
-        let wide: Vec<f64> = panel.iter().map(|code| f64::from(*code)).collect();
-        let inputs: Vec<f64> = (0..x.count)
-            .flat_map(|row| &x.values[row * x.stride + start..][..length])
-            .map(|code| f64::from(*code))
-            .collect();
-        let mut exact = vec![0.0_f64; x.count * TILE];
-        let panel = Panel { values: &wide, stride: TILE, width: TILE, k: length };
-        multiply_exact(
-            self.isa,
-            Rows { values: &inputs, stride: length, count: x.count },
-            panel,
-            &mut exact,
-            TILE,
-        );
-        for (sum, exact) in sums.iter_mut().zip(exact) {
-            *sum = exact as f32;
-        }
-        sums
+        let first = rows.start - task.inputs.start;
+        fold_rows(self.isa, &fold, &factors[..rows.len()], &mut task.out, first, half);
     }
+
+    fn floats(&self) -> bool {
+        match self.x.unit {
+            Unit::Float | Unit::SwappedFloat | Unit::Pair => true,
+            Unit::Quad | Unit::Short => false,
+        }
+    }
+}
+
+/// One segment's sums of one strip, and what makes outputs of them.
+pub(super) struct Fold<'a> {
+    /// Whether the sums are the bits of floats.
+    floats: bool,
+    /// [12][32].
+    sums: &'a [i32],
+    /// Of each column.
+    weight_scales: &'a [f32],
+    /// Sums of the weights' codes, of each column.
+    column_sums: &'a [i32],
+    /// Zero points of each column, or none.
+    zeros: &'a [i32],
+    /// k of the segment.
+    length: i32,
+    /// Whether this is the first segment.
+    begins: bool,
+    /// Whether the rows' scales come now, after the last segment.
+    ends: bool,
+    /// Whether rows have a scale for each segment.
+    varies: bool,
+}
+
+/// What belongs to one row of inputs in one segment.
+#[derive(Clone, Copy, Default)]
+pub(super) struct RowFactors {
+    scale: f32,
+    /// What inputs are shifted by: `word - offset` is the code less its zero point.
+    offset: f32,
+    /// Sum of the words, where weights have zero points.
+    input_sum: i32,
+}
+
+for_each_isa! {
+    /// Adds a segment to rows of outputs, from row `first` of the task on.
+    fn fold_rows(fold: &Fold<'_>, rows: &[RowFactors], out: &mut TaskOut<'_>, first: usize, half: usize) fold_each
+}
+
+#[inline(always)]
+fn fold_each(fold: &Fold<'_>, rows: &[RowFactors], out: &mut TaskOut<'_>, first: usize, half: usize) {
+    let columns = out.in_half(half);
+    let mut scales = [0.0_f32; HALF];
+    let mut sums = [0.0_f32; HALF];
+    for (row, factors) in rows.iter().enumerate() {
+        let line = &fold.sums[row * HALF..(row + 1) * HALF];
+        if fold.floats {
+            sums.iter_mut().zip(line).for_each(|(sum, bits)| *sum = f32::from_bits(bits.cast_unsigned()));
+        } else if factors.offset.abs() <= NEAR {
+            shift_back(fold, factors, line, &mut sums);
+        } else {
+            shift_far_back(fold, factors, line, &mut sums);
+        }
+        let scale = if fold.varies { factors.scale } else { 1.0 };
+        scales.iter_mut().zip(fold.weight_scales).for_each(|(out, weight)| *out = weight * scale);
+        let out = out.row(first + row, half);
+        if fold.begins {
+            out.fill(0.0);
+        }
+        for ((out, sum), scale) in out.iter_mut().zip(&sums[columns.clone()]).zip(&scales[columns.clone()]) {
+            *out += sum * scale;
+        }
+        if fold.ends {
+            out.iter_mut().for_each(|out| *out *= factors.scale);
+        }
+    }
+}
+
+/// Offsets up to here leave sums within 32 bits: of dynamic scales those of inputs around zero.
+const NEAR: f32 = 512.0;
+
+/// `sum of (u - o)(w - z) = sum of u w - o sum of w - z (sum of u - o length)`, in 32 bits.
+#[inline(always)]
+fn shift_back(fold: &Fold<'_>, factors: &RowFactors, line: &[i32], sums: &mut [f32; HALF]) {
+    let offset = factors.offset as i32;
+    for ((sum, line), column) in sums.iter_mut().zip(line).zip(fold.column_sums) {
+        *sum = line.wrapping_sub(offset.wrapping_mul(*column)) as f32;
+    }
+    let inputs = factors.input_sum.wrapping_sub(offset.wrapping_mul(fold.length));
+    for (((sum, line), column), zero) in sums.iter_mut().zip(line).zip(fold.column_sums).zip(fold.zeros) {
+        let shifted = line.wrapping_sub(offset.wrapping_mul(*column));
+        *sum = shifted.wrapping_sub(zero.wrapping_mul(inputs)) as f32;
+    }
+}
+
+/// As [`shift_back`] in f64, for inputs that are all far from zero.
+#[inline(always)]
+fn shift_far_back(fold: &Fold<'_>, factors: &RowFactors, line: &[i32], sums: &mut [f32; HALF]) {
+    let offset = f64::from(factors.offset);
+    let inputs = f64::from(factors.input_sum) - offset * f64::from(fold.length);
+    for (at, (sum, line)) in sums.iter_mut().zip(line).enumerate() {
+        let zero = fold.zeros.get(at).map_or(0.0, |zero| f64::from(*zero));
+        *sum = (f64::from(*line) - offset * f64::from(fold.column_sums[at]) - zero * inputs) as f32;
+    }
+}
+
+for_each_isa! {
+    /// Divides all by one number.
+    fn divide(values: &mut [f32], divisor: f32) divide_each
+}
+
+#[inline(always)]
+fn divide_each(values: &mut [f32], divisor: f32) {
+    values.iter_mut().for_each(|value| *value /= divisor);
 }

@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::Compute;
 use crate::backend::{HeadTiles, KernelError, VOCABULARY_TILE};
 use crate::cpu::Isa;
 use crate::cpu::linear::linear;
@@ -19,11 +18,10 @@ pub(crate) fn head(
     head: &CpuMatrix,
     vocabulary: Range<usize>,
     targets: &[Option<u32>],
-    compute: Compute,
 ) -> Result<HeadTiles, KernelError> {
     let first = head.rows.start;
     let rows = first + vocabulary.start..first + vocabulary.end;
-    let logits = linear(isa, x, head, rows, compute)?;
+    let logits = linear(isa, x, head, rows)?;
     let tiles = vocabulary.len().div_ceil(VOCABULARY_TILE);
     let rows = || logits.values.par_chunks_exact(vocabulary.len().max(1));
     let partials = rows().flat_map_iter(|row| row.chunks(VOCABULARY_TILE).map(partial)).collect();

@@ -9,12 +9,6 @@ pub(crate) fn round_bf16(x: f32) -> f32 {
     f32::from_bits(if x.is_nan() { bits } else { rounded })
 }
 
-/// Nearest f16, ties to even, as an f32; too large becomes infinite.
-#[inline]
-pub(crate) fn round_f16(x: f32) -> f32 {
-    half::f16::from_f32(x).to_f32()
-}
-
 /// `e^x` rounded once: 2^n times a Taylor polynomial of degree 10 on `|r| <= ln(2)/2`, in f64.
 ///
 /// The relative error before the rounding is below 1e-12, so the result is the nearest f32 but where e^x lies that

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use ctq_container::{ScaleTable, TILE, TiledMatrix};
 use ctq_model::DType;
-use ctq_model::matrix::{Code, Formula, Sharing};
+use ctq_model::matrix::{Formula, Sharing};
 
 use crate::cpu::math;
 
@@ -14,8 +14,6 @@ use crate::cpu::math;
 pub struct CpuMatrix {
     pub(crate) tiled: TiledMatrix,
     pub(crate) rows: Range<usize>,
-    /// Value of every code of at most 8 bits; integers without their zero point.
-    pub(crate) values: Option<Box<[f32; 256]>>,
     /// Column `j` of the tiles is input `permutation[j]`.
     pub(crate) permutation: Option<Vec<u32>>,
 }
@@ -25,7 +23,7 @@ impl CpuMatrix {
         let permutation = tiled.permutation.as_ref().map(|bytes| {
             bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().expect("four bytes"))).collect()
         });
-        CpuMatrix { tiled: tiled.clone(), rows, values: code_values(tiled.code), permutation }
+        CpuMatrix { tiled: tiled.clone(), rows, permutation }
     }
 
     pub(crate) fn k(&self) -> usize {
@@ -111,16 +109,6 @@ pub(crate) enum ScaleUse {
     Operand,
     /// As stored, for exact products.
     Stored,
-}
-
-fn code_values(code: Code) -> Option<Box<[f32; 256]>> {
-    let value: &dyn Fn(u8) -> f32 = match code {
-        Code::Int { bits } => &move |code| f32::from(code) - f32::from(1_u16 << (bits - 1)),
-        Code::E4m3 => &math::e4m3,
-        Code::E2m1 => &math::e2m1,
-        Code::Bf16 | Code::F16 | Code::F32 => return None,
-    };
-    Some(Box::new(std::array::from_fn(|code| value(code as u8))))
 }
 
 /// Element `index` of a scale table as f32.

@@ -4,7 +4,6 @@
 //! bits, because lanes run across outputs and never along a sum.
 
 pub(crate) mod attend;
-pub(crate) mod decode;
 pub(crate) mod elementwise;
 mod exact;
 pub(crate) mod head;
@@ -13,9 +12,11 @@ pub(crate) mod linear;
 pub(crate) mod math;
 pub(crate) mod matrix;
 mod panel;
+pub(crate) mod product;
 pub(crate) mod quantize;
 pub(crate) mod row_tiles;
 mod vector;
+pub(crate) mod weights;
 
 use std::ops::Range;
 
@@ -101,7 +102,7 @@ impl Backend for Cpu {
     }
 
     fn embed(&self, table: &CpuMatrix, ids: &[u32]) -> Result<CpuBuffer, KernelError> {
-        Ok(decode::rows(table, ids))
+        Ok(weights::rows(self.isa, table, ids))
     }
 
     fn norm(&self, x: &CpuBuffer, weight: &[f32], epsilon: f32) -> Result<CpuBuffer, KernelError> {
@@ -115,7 +116,7 @@ impl Backend for Cpu {
         compute: Compute,
         windows: &[Range<usize>],
     ) -> Result<CpuOperand, KernelError> {
-        Ok(quantize::prepare(x, treatment, compute, windows))
+        Ok(quantize::prepare(self.isa, x, treatment, compute, windows))
     }
 
     fn linear(
@@ -123,9 +124,9 @@ impl Backend for Cpu {
         x: &CpuOperand,
         weight: &CpuMatrix,
         bias: Option<&[f32]>,
-        compute: Compute,
+        _compute: Compute,
     ) -> Result<CpuBuffer, KernelError> {
-        let mut y = linear::linear(self.isa, x, weight, weight.rows.clone(), compute)?;
+        let mut y = linear::linear(self.isa, x, weight, weight.rows.clone())?;
         if let Some(bias) = bias {
             elementwise::add_bias(&mut y, &bias[weight.rows.clone()]);
         }
@@ -213,8 +214,8 @@ impl Backend for Cpu {
         head: &CpuMatrix,
         vocabulary: Range<usize>,
         targets: &[Option<u32>],
-        compute: Compute,
+        _compute: Compute,
     ) -> Result<HeadTiles, KernelError> {
-        head::head(self.isa, x, head, vocabulary, targets, compute)
+        head::head(self.isa, x, head, vocabulary, targets)
     }
 }

@@ -7,7 +7,7 @@
 use crate::cpu::Isa;
 use crate::cpu::isa::for_each_isa;
 #[cfg(target_arch = "x86_64")]
-use crate::cpu::vector::{Avx2, Avx2Double, Avx512, Avx512Double};
+use crate::cpu::vector::{Avx2, Avx512};
 use crate::cpu::vector::{Scalar, Vector};
 
 /// A panel of `k` rows of `width` values, one row every `stride`.
@@ -57,6 +57,7 @@ const ASCENDING: bool = false;
 for_each_isa! {
     /// [`multiply`] with [`Order::Ascending`].
     fn multiply_ascending(x: Rows<'_, f32>, panel: Panel<'_, f32>, out: &mut [f32], out_stride: usize) {
+        avx512bf16: blocks::<Avx512, 12, 2, ASCENDING>,
         avx512: blocks::<Avx512, 12, 2, ASCENDING>,
         avx2: blocks::<Avx2, 6, 2, ASCENDING>,
         portable: blocks::<Scalar<f32>, 4, 4, ASCENDING>,
@@ -66,18 +67,10 @@ for_each_isa! {
 for_each_isa! {
     /// [`multiply`] with [`Order::Pairs`].
     fn multiply_pairs(x: Rows<'_, f32>, panel: Panel<'_, f32>, out: &mut [f32], out_stride: usize) {
+        avx512bf16: blocks::<Avx512, 12, 2, PAIRS>,
         avx512: blocks::<Avx512, 12, 2, PAIRS>,
         avx2: blocks::<Avx2, 6, 2, PAIRS>,
         portable: blocks::<Scalar<f32>, 4, 4, PAIRS>,
-    }
-}
-
-for_each_isa! {
-    /// f64 chains, exact for integers; `out` has one row every `out_stride`.
-    fn multiply_exact(x: Rows<'_, f64>, panel: Panel<'_, f64>, out: &mut [f64], out_stride: usize) {
-        avx512: blocks::<Avx512Double, 12, 2, ASCENDING>,
-        avx2: blocks::<Avx2Double, 6, 2, ASCENDING>,
-        portable: blocks::<Scalar<f64>, 4, 4, ASCENDING>,
     }
 }
 

@@ -11,16 +11,15 @@ use rayon::prelude::*;
 
 use crate::Compute;
 use crate::backend::{Quantizer, Treatment};
-use crate::cpu::CpuBuffer;
-use crate::cpu::math::{round_bf16, round_e2m1, round_e4m3};
-use crate::cpu::panel::Rows;
+use crate::cpu::math::{round_e2m1, round_e4m3};
+use crate::cpu::product::{Strips, Unit};
+use crate::cpu::{CpuBuffer, Isa};
 
 /// Inputs of linears after their treatment.
 #[derive(Clone, Debug)]
 pub struct CpuOperand {
-    pub(crate) k: usize,
-    /// [rows, k]: operands, or codes without their zero point.
-    pub(crate) values: Vec<f32>,
+    /// Operands, or codes.
+    pub(crate) strips: Strips,
     pub(crate) kind: OperandKind,
 }
 
@@ -29,55 +28,95 @@ pub struct CpuOperand {
 pub(crate) enum OperandKind {
     /// Values to multiply with decompressed weights.
     Values,
-    /// Codes; `scales` is [rows, k / segment] and multiplies the sums of a segment.
-    Codes { activation: Activation, segment: usize, scales: Vec<f32> },
+    /// Codes.
+    Codes(CodeScales),
     /// Codes times their local scale, exact; everything is divided by `global` at the end.
     Scaled { activation: Activation, global: f32 },
 }
 
+/// Scales of an operand's codes.
+#[derive(Clone, Debug)]
+pub(crate) struct CodeScales {
+    pub(crate) activation: Activation,
+    /// k that shares one.
+    pub(crate) segment: usize,
+    /// [rows, k / segment]: multiply the sums of a segment.
+    pub(crate) scales: Vec<f32>,
+    /// [rows, k / segment], whole numbers: `word - offset` is the code less its zero point. None where codes are floats.
+    pub(crate) offsets: Vec<f32>,
+}
+
+impl CodeScales {
+    /// Scales of one row of `k` inputs.
+    pub(crate) fn per_row(&self, k: usize) -> usize {
+        k / self.segment
+    }
+}
+
 impl CpuOperand {
-    /// Some of the rows, as the register-blocked kernel takes them.
-    pub(crate) fn range(&self, rows: Range<usize>) -> Rows<'_, f32> {
-        Rows {
-            values: &self.values[rows.start * self.k..rows.end * self.k],
-            stride: self.k,
-            count: rows.len(),
-        }
+    pub(crate) fn rows(&self) -> usize {
+        self.strips.rows
     }
 
-    pub(crate) fn rows(&self) -> usize {
-        self.values.len().checked_div(self.k).unwrap_or(0)
+    /// Operands, or codes less their zero points: [rows, k].
+    #[cfg(test)]
+    pub(crate) fn values(&self) -> Vec<f32> {
+        let mut values = self.strips.values();
+        for (value, offset) in values.iter_mut().zip(self.offsets()) {
+            *value -= offset;
+        }
+        values
+    }
+
+    /// Other values as [`CpuOperand::values`] gives them, of perhaps fewer rows, with everything else of these.
+    #[cfg(test)]
+    pub(crate) fn with_values(&self, isa: Isa, values: &[f32]) -> CpuOperand {
+        let k = self.strips.k;
+        let shifted: Vec<f32> =
+            values.iter().zip(self.offsets()).map(|(value, offset)| value + offset).collect();
+        let strips = Strips::pack(isa, self.strips.unit, (values.len() / k, k), |rows, out| {
+            out.copy_from_slice(&shifted[rows.start * k..rows.end * k]);
+        });
+        CpuOperand { strips, kind: self.kind.clone() }
+    }
+
+    /// What each word is shifted by.
+    #[cfg(test)]
+    fn offsets(&self) -> impl Iterator<Item = f32> {
+        let (segment, offsets) = match &self.kind {
+            OperandKind::Codes(codes) => (codes.segment, codes.offsets.clone()),
+            OperandKind::Values | OperandKind::Scaled { .. } => (1, Vec::new()),
+        };
+        let all = self.strips.rows * self.strips.k;
+        (0..all).map(move |at| offsets.get(at / segment).copied().unwrap_or(0.0))
     }
 }
 
 /// Inputs of linears after their treatment, [rows, k]; scales of a whole tensor are found window by window.
 pub(crate) fn prepare(
+    isa: Isa,
     x: &CpuBuffer,
     treatment: &Treatment,
     compute: Compute,
     windows: &[Range<usize>],
 ) -> CpuOperand {
-    let k = x.width;
+    let shape = (x.rows(), x.width);
+    let row = |rows: Range<usize>| &x.values[rows.start * x.width..rows.end * x.width];
     match treatment {
         Treatment::Plain => {
-            let mut values = x.values.clone();
-            round_operands(&mut values, compute);
-            CpuOperand { k, values, kind: OperandKind::Values }
+            let unit = Unit::floats(isa, compute);
+            let strips = Strips::pack(isa, unit, shape, |rows, out| out.copy_from_slice(row(rows)));
+            CpuOperand { strips, kind: OperandKind::Values }
         }
         Treatment::FakeQuantized(quantizer) => {
             let mut buffer = x.clone();
-            fake_quantize(&mut buffer, quantizer, k, windows);
-            round_operands(&mut buffer.values, compute);
-            CpuOperand { k, values: buffer.values, kind: OperandKind::Values }
+            fake_quantize(&mut buffer, quantizer, x.width, windows);
+            let unit = Unit::floats(isa, compute);
+            let values = |rows: Range<usize>| &buffer.values[rows.start * x.width..rows.end * x.width];
+            let strips = Strips::pack(isa, unit, shape, |rows, out| out.copy_from_slice(values(rows)));
+            CpuOperand { strips, kind: OperandKind::Values }
         }
-        Treatment::Exact(quantizer) => exact(x, quantizer, windows),
-    }
-}
-
-fn round_operands(values: &mut [f32], compute: Compute) {
-    match compute {
-        Compute::F32 => {}
-        Compute::Bf16 => values.par_iter_mut().for_each(|value| *value = round_bf16(*value)),
+        Treatment::Exact(quantizer) => exact(isa, x, quantizer, windows),
     }
 }
 
@@ -218,7 +257,7 @@ fn power_of_two(code: Code, largest: f32) -> f32 {
 }
 
 /// Codes and scales as a serving kernel has them.
-fn exact(x: &CpuBuffer, quantizer: &Quantizer, windows: &[Range<usize>]) -> CpuOperand {
+fn exact(isa: Isa, x: &CpuBuffer, quantizer: &Quantizer, windows: &[Range<usize>]) -> CpuOperand {
     let activation = quantizer.activation;
     let width = x.width;
     match activation.scale {
@@ -244,42 +283,73 @@ fn exact(x: &CpuBuffer, quantizer: &Quantizer, windows: &[Range<usize>]) -> CpuO
                 ActivationScale::Local => quantizer.global_scale,
                 ActivationScale::PowerOfTwo | ActivationScale::Static | ActivationScale::Dynamic => 1.0,
             };
-            CpuOperand { k: width, values, kind: OperandKind::Scaled { activation, global } }
+            let unit = Unit::floats(isa, Compute::Bf16);
+            let strips = Strips::pack(isa, unit, (x.rows(), width), |rows, out| {
+                out.copy_from_slice(&values[rows.start * width..rows.end * width]);
+            });
+            CpuOperand { strips, kind: OperandKind::Scaled { activation, global } }
         }
-        ActivationScale::Static | ActivationScale::Dynamic => codes(x, quantizer, windows),
+        ActivationScale::Static | ActivationScale::Dynamic => codes(isa, x, quantizer, windows),
     }
 }
 
 /// Integers and fp8: codes, and the scales that their sums are multiplied with.
-fn codes(x: &CpuBuffer, quantizer: &Quantizer, windows: &[Range<usize>]) -> CpuOperand {
+fn codes(isa: Isa, x: &CpuBuffer, quantizer: &Quantizer, windows: &[Range<usize>]) -> CpuOperand {
     let activation = quantizer.activation;
     let width = x.width;
     let segment = run_length(&activation, width, width);
+    let unit = match activation.code {
+        Code::Int { .. } => Unit::integers(isa),
+        Code::E4m3 | Code::E2m1 | Code::Bf16 | Code::F16 | Code::F32 => Unit::floats(isa, Compute::Bf16),
+    };
+    // Bytes are unsigned; the shift is taken back from the sums.
+    let shift = if unit == Unit::Quad { 128.0 } else { 0.0 };
     let mut values = x.values.clone();
     let mut scales = vec![0.0; values.len() / segment.max(1)];
+    let integers = matches!(activation.code, Code::Int { .. });
+    let mut offsets = vec![0.0; if integers { scales.len() } else { 0 }];
     for window in windows {
         let rows = window.start * width..window.end * width;
         let whole = match activation.sharing {
             ActivationSharing::Tensor => Some(range_of(&values[rows.clone()])),
             ActivationSharing::Token | ActivationSharing::Group { .. } | ActivationSharing::Head => None,
         };
-        let scales = &mut scales[rows.start / segment..rows.end / segment];
-        values[rows].par_chunks_mut(segment).zip(scales).for_each(|(run, scale)| {
-            let parameters = match activation.scale {
+        let runs = rows.start / segment..rows.end / segment;
+        let parameters: Vec<Parameters> = values[rows.clone()]
+            .par_chunks(segment)
+            .map(|run| match activation.scale {
                 ActivationScale::Static => {
                     Parameters { scale: quantizer.scales[0], zero: Some(quantizer.zero) }
                 }
                 ActivationScale::Dynamic | ActivationScale::Local | ActivationScale::PowerOfTwo => {
                     kernel(activation, whole.unwrap_or_else(|| range_of(run)))
                 }
-            };
-            *scale = parameters.scale;
-            for value in run {
-                *value = kernel_code(activation, parameters, *value);
+            })
+            .collect();
+        let finite: Vec<bool> = values[rows]
+            .par_chunks_mut(segment)
+            .zip(&parameters)
+            .map(|(run, parameters)| {
+                for value in run.iter_mut() {
+                    let code = kernel_code(activation, *parameters, *value);
+                    // A float's zero keeps its sign.
+                    *value = if integers { code + shift } else { code };
+                }
+                run.iter().all(|value| !value.is_nan())
+            })
+            .collect();
+        for ((at, parameters), finite) in runs.zip(&parameters).zip(finite) {
+            // No integer stands for NaN; the scale carries it to the outputs.
+            scales[at] = if finite { parameters.scale } else { f32::NAN };
+            if let Some(offset) = offsets.get_mut(at) {
+                *offset = parameters.zero.unwrap_or(0.0) + shift;
             }
-        });
+        }
     }
-    CpuOperand { k: width, values, kind: OperandKind::Codes { activation, segment, scales } }
+    let strips = Strips::pack(isa, unit, (x.rows(), width), |rows, out| {
+        out.copy_from_slice(&values[rows.start * width..rows.end * width]);
+    });
+    CpuOperand { strips, kind: OperandKind::Codes(CodeScales { activation, segment, scales, offsets }) }
 }
 
 /// Parameters as serving kernels find them: int8 over 127, fp8 over 448, asymmetric over the whole range of codes.
@@ -294,13 +364,13 @@ fn kernel(activation: Activation, (low, high): (f32, f32)) -> Parameters {
     Parameters { scale, zero: Some((code_low - low / scale).round_ties_even()) }
 }
 
-/// `code - zero`. Kernels round before they add the zero point.
+/// The code. Kernels round before they add the zero point.
 fn kernel_code(activation: Activation, parameters: Parameters, x: f32) -> f32 {
     let (low, high) = code_range(activation.code);
     match activation.code {
         Code::Int { .. } => {
             let zero = parameters.zero.unwrap_or(0.0);
-            ((x / parameters.scale).round_ties_even() + zero).clamp(low, high) - zero
+            ((x / parameters.scale).round_ties_even() + zero).clamp(low, high)
         }
         Code::E4m3 | Code::E2m1 | Code::Bf16 | Code::F16 | Code::F32 => {
             round_code(activation.code, (x / parameters.scale).clamp(low, high))

@@ -1,109 +1,211 @@
-//! One row tile after another: decoded panel by panel along k, multiplied with all input rows, put side by side.
-//!
-//! Knows how work is cut and how sums are blocked along k; not what the products mean.
+//! One row tile after another over all rows of inputs: cut into tasks, decoded panel by panel along k, multiplied where
+//! the outputs lie. Knows how work is cut and how sums are blocked along k; not what the products mean.
+#![expect(unsafe_code, reason = "tasks write columns of outputs that lie between one another")]
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use ctq_container::TILE;
 use rayon::prelude::*;
 
-use crate::cpu::decode::RowTile;
-use crate::cpu::matrix::CpuMatrix;
-use crate::cpu::panel::{Order, Panel, Rows, multiply};
-use crate::cpu::quantize::CpuOperand;
+use crate::cpu::product::{Begin, HALF, Out, Product, STRIP, Strips, Unit, multiply};
+use crate::cpu::weights::{Panel, RowTile, Scratch};
 use crate::cpu::{CpuBuffer, Isa};
-
-/// k tiles decoded at a time: a panel of 96 KiB, which stays in the second-level cache, and two blocks of an f32 sum.
-const K_TILES: usize = 6;
 
 /// Fewest rows that are worth decoding a panel for.
 const MIN_ROWS: usize = 96;
 
-/// One row tile times `x`, [count][64]: one chain over all of k, in pairs.
-pub(crate) fn chains(isa: Isa, tile: &RowTile<'_>, k: usize, x: Rows<'_, f32>, out: &mut [f32]) {
-    panels(tile, k, |first, panel| {
-        multiply(isa, Order::Pairs, Rows { values: &x.values[first..], ..x }, panel, out, TILE);
-    });
+/// Rows whose sums of one row tile stay in the second-level cache from one panel to the next.
+const MAX_ROWS: usize = 2052;
+
+/// One row tile times some rows of inputs.
+pub(crate) struct Task<'a> {
+    /// Row tile of the whole matrix.
+    pub(crate) tile: usize,
+    /// Rows of inputs; they begin a strip.
+    pub(crate) inputs: Range<usize>,
+    /// Where the task's sums go.
+    pub(crate) out: TaskOut<'a>,
 }
 
-/// One row tile times `x`, [count][64]: an ascending chain for each block of k, block sums added in order.
-pub(crate) fn blocked_chains(isa: Isa, tile: &RowTile<'_>, k: usize, x: Rows<'_, f32>, out: &mut [f32]) {
-    let block = block_length(k);
-    let mut sums = vec![0.0; out.len()];
-    panels(tile, k, |first, panel| {
-        let mut at = first;
-        while at < first + panel.k {
-            // Up to the end of this panel or of this block, whichever comes first.
-            let end = (first + panel.k).min((at / block + 1) * block);
-            let rows = Panel { values: &panel.values[(at - first) * TILE..], k: end - at, ..panel };
-            multiply(isa, Order::Ascending, Rows { values: &x.values[at..], ..x }, rows, &mut sums, TILE);
-            if end.is_multiple_of(block) || end == k {
-                out.iter_mut().zip(&mut sums).for_each(|(out, sum)| *out += std::mem::take(sum));
-            }
-            at = end;
-        }
-    });
+/// The outputs of one task: rows every `stride`, of which nobody else sees `columns`.
+pub(crate) struct TaskOut<'a> {
+    /// The tile's first wanted column of the first row.
+    first: *mut f32,
+    stride: usize,
+    rows: usize,
+    columns: Range<usize>,
+    buffer: std::marker::PhantomData<&'a mut [f32]>,
 }
+
+impl TaskOut<'_> {
+    /// Wanted columns of one half, counted in the half.
+    pub(crate) fn in_half(&self, half: usize) -> Range<usize> {
+        let clamp = |column: usize| column.clamp(half * HALF, (half + 1) * HALF) - half * HALF;
+        clamp(self.columns.start)..clamp(self.columns.end)
+    }
+
+    /// Wanted columns of one half of rows `rows`, as products write them; `None` where they do not begin the half.
+    fn half(&self, half: usize) -> Option<Out> {
+        let columns = self.in_half(half);
+        // SAFETY: rows and columns of this task, which nobody else sees as long as it lives.
+        (columns.start == 0).then(|| unsafe {
+            let first = self.first.add((half * HALF).saturating_sub(self.columns.start));
+            Out::at(first, self.stride, self.rows, columns.len())
+        })
+    }
+
+    /// Wanted columns of one half, of one row.
+    pub(crate) fn row(&mut self, row: usize, half: usize) -> &mut [f32] {
+        assert!(row < self.rows);
+        let columns = self.in_half(half);
+        if columns.is_empty() {
+            return &mut [];
+        }
+        let at = row * self.stride + half * HALF + columns.start - self.columns.start;
+        // SAFETY: as in `half`; the borrow of `self` keeps it the only one.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(at), columns.len()) }
+    }
+}
+
+/// Buffers of one thread, kept from one task to the next.
+#[derive(Default)]
+pub(crate) struct Workspace {
+    pub(crate) scratch: Scratch,
+    pub(crate) panel: Panel,
+    pub(crate) sums: Vec<f32>,
+    pub(crate) integers: Vec<i32>,
+}
+
+thread_local! {
+    static WORKSPACE: RefCell<Workspace> = RefCell::default();
+}
+
+/// Runs `compute` over row tiles and runs of input rows: outputs `rows` of the whole matrix for every row of inputs,
+/// [count, rows]. A task writes all of its outputs.
+pub(crate) fn tiles(
+    count: usize,
+    rows: Range<usize>,
+    compute: impl Fn(Task<'_>, &mut Workspace) + Sync,
+) -> CpuBuffer {
+    let width = rows.len();
+    if width == 0 || count == 0 {
+        return CpuBuffer { width, values: Vec::new() };
+    }
+    let first = rows.start / TILE;
+    let row_tiles = rows.end.div_ceil(TILE) - first;
+    // Enough tasks for all threads; how rows are cut cannot be seen in the result.
+    let cuts = (4 * rayon::current_num_threads()).div_ceil(row_tiles).max(1);
+    let run = count.div_ceil(cuts).clamp(MIN_ROWS, MAX_ROWS).next_multiple_of(STRIP);
+    let runs = count.div_ceil(run);
+    let mut values = vec![0.0_f32; count * width];
+    let base = Base(values.as_mut_ptr());
+    (0..row_tiles * runs).into_par_iter().for_each(|task| {
+        let base = &base;
+        let (tile, start) = (first + task / runs, task % runs * run);
+        let inputs = start..count.min(start + run);
+        let columns = rows.start.max(tile * TILE)..rows.end.min((tile + 1) * TILE);
+        // SAFETY: rows `inputs` and `columns` are inside `values`, and no other task has the same of both.
+        let at = unsafe { base.0.add(start * width + columns.start - rows.start) };
+        let columns = columns.start - tile * TILE..columns.end - tile * TILE;
+        let buffer = std::marker::PhantomData;
+        let out = TaskOut { first: at, stride: width, rows: inputs.len(), columns, buffer };
+        WORKSPACE.with_borrow_mut(|workspace| compute(Task { tile, inputs, out }, workspace));
+    });
+    CpuBuffer { width, values }
+}
+
+/// The first of all outputs.
+struct Base(*mut f32);
+
+// SAFETY: tasks write disjoint elements behind it, and `tiles` waits for all of them.
+unsafe impl Sync for Base {}
+
+/// Sums of floats over all of k, in the order of the unit: in f32 chains that start again for each block, else in one
+/// chain.
+pub(crate) fn sums(isa: Isa, tile: &RowTile<'_>, x: &Strips, task: &mut Task<'_>, workspace: &mut Workspace) {
+    let block = match x.unit {
+        Unit::Float => block_length(x.k),
+        Unit::SwappedFloat | Unit::Pair | Unit::Quad | Unit::Short => x.k,
+    };
+    let Workspace { scratch, panel, sums, .. } = workspace;
+    for k in panels(x.unit, x.k) {
+        tile.panel(x.unit, k.start / TILE..k.end.div_ceil(TILE), scratch, panel);
+        for half in 0..TILE / HALF {
+            if task.out.in_half(half).is_empty() {
+                continue;
+            }
+            let mut at = k.start;
+            while at < k.end {
+                // Up to the end of this panel or of this block, whichever comes first.
+                let end = k.end.min((at / block + 1) * block);
+                let step = x.unit.steps(at);
+                let product = Product {
+                    inputs: x.from(task.inputs.start, step),
+                    strip_words: x.strip_words(),
+                    weights: panel.half(half, step - x.unit.steps(k.start)),
+                    steps: x.unit.steps(end - at),
+                };
+                let begin = match (at, at.is_multiple_of(block)) {
+                    (0, _) => Begin::Zero,
+                    (_, true) => Begin::ZeroThenAdd,
+                    (_, false) => Begin::Output,
+                };
+                into(isa, x.unit, product, begin, &mut task.out, half, sums);
+                at = end;
+            }
+        }
+    }
+}
+
+/// A product into the wanted columns of one half.
+fn into(
+    isa: Isa,
+    unit: Unit,
+    product: Product<'_>,
+    begin: Begin,
+    out: &mut TaskOut<'_>,
+    half: usize,
+    sums: &mut Vec<f32>,
+) {
+    if let Some(out) = out.half(half) {
+        multiply(isa, unit, product, begin, out);
+        return;
+    }
+    // Columns from the middle of a half on, where ranks share a tile: by way of a whole half.
+    let rows = out.rows;
+    let columns = out.in_half(half);
+    sums.clear();
+    sums.resize(rows * HALF, 0.0);
+    for (row, sums) in sums.chunks_exact_mut(HALF).enumerate() {
+        sums[columns.clone()].copy_from_slice(out.row(row, half));
+    }
+    multiply(isa, unit, product, begin, Out::of(sums, HALF, rows, HALF));
+    for (row, sums) in sums.chunks_exact(HALF).enumerate() {
+        out.row(row, half).copy_from_slice(&sums[columns.clone()]);
+    }
+}
+
+/// Runs of whole k tiles that are decoded together: a half of them stays in the first-level cache beside a strip of
+/// inputs. No block of an f32 sum reaches from one into another.
+pub(crate) fn panels(unit: Unit, k: usize) -> impl Iterator<Item = Range<usize>> {
+    let tiles = match unit {
+        // Blocks of up to two halves of 192, or of 192.
+        Unit::Float if k <= 2 * LONGEST_BLOCK => 2 * LONGEST_BLOCK / TILE,
+        Unit::Float | Unit::SwappedFloat => LONGEST_BLOCK / TILE,
+        Unit::Pair | Unit::Short => 8,
+        Unit::Quad => 16,
+    };
+    (0..k).step_by(tiles * TILE).map(move |start| start..k.min(start + tiles * TILE))
+}
+
+/// Most k of one block of an f32 sum.
+const LONGEST_BLOCK: usize = 192;
 
 /// k of one block of an f32 sum: all up to 192, halves up to 384, else 192 with the rest last.
 ///
 /// Restarting a chain keeps its rounding error small. These lengths are those that torch 2.14 with MKL was measured to
 /// use at eleven of twelve widths, not at k = 193 (`golden/torch_orders.py`).
 pub(crate) fn block_length(k: usize) -> usize {
-    const LONGEST: usize = 192;
-    if k > LONGEST && k <= 2 * LONGEST { k.div_ceil(2) } else { LONGEST.min(k.max(1)) }
-}
-
-/// Decodes a row tile panel by panel along k.
-fn panels(tile: &RowTile<'_>, k: usize, mut visit: impl FnMut(usize, Panel<'_, f32>)) {
-    let mut panel = vec![0.0; K_TILES * TILE * TILE];
-    for first in (0..k).step_by(K_TILES * TILE) {
-        let length = (k - first).min(K_TILES * TILE);
-        let values = &mut panel[..length.div_ceil(TILE) * TILE * TILE];
-        tile.panel(first / TILE, values);
-        visit(first, Panel { values, stride: TILE, width: TILE, k: length });
-    }
-}
-
-/// Runs `compute(row tile, input rows, out [input rows][64])` over row tiles and runs of input rows, and puts the
-/// columns `rows` together.
-pub(crate) fn tiles(
-    x: &CpuOperand,
-    weight: &CpuMatrix,
-    rows: Range<usize>,
-    compute: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
-) -> CpuBuffer {
-    let width = rows.len();
-    let count = x.rows();
-    if width == 0 || count == 0 {
-        return CpuBuffer { width, values: Vec::new() };
-    }
-    debug_assert_eq!(x.k, weight.k());
-    let first = rows.start / TILE;
-    let row_tiles = rows.end.div_ceil(TILE) - first;
-    // Enough tasks for all threads; how rows are cut cannot be seen in the result.
-    let cuts = (4 * rayon::current_num_threads()).div_ceil(row_tiles).max(1);
-    let run = count.div_ceil(cuts).max(MIN_ROWS);
-    let runs = count.div_ceil(run);
-    let blocks: Vec<Vec<f32>> = (0..row_tiles * runs)
-        .into_par_iter()
-        .map(|task| {
-            let (tile, start) = (first + task / runs, (task % runs) * run);
-            let length = run.min(count - start);
-            let mut out = vec![0.0; length * TILE];
-            compute(tile, start..start + length, &mut out);
-            out
-        })
-        .collect();
-    let mut values = vec![0.0; count * width];
-    values.par_chunks_mut(width).enumerate().for_each(|(row, out)| {
-        for tile in 0..row_tiles {
-            let block = &blocks[tile * runs + row / run][(row % run) * TILE..][..TILE];
-            let start = (first + tile) * TILE;
-            let columns = rows.start.max(start)..rows.end.min(start + TILE);
-            out[columns.start - rows.start..columns.end - rows.start]
-                .copy_from_slice(&block[columns.start - start..columns.end - start]);
-        }
-    });
-    CpuBuffer { width, values }
+    if k > LONGEST_BLOCK && k <= 2 * LONGEST_BLOCK { k.div_ceil(2) } else { LONGEST_BLOCK.min(k.max(1)) }
 }

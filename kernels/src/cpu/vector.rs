@@ -108,15 +108,4 @@ macro_rules! x86_vector {
 }
 
 x86_vector!(Avx512, f32, 16, __m512, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps, _mm512_fmadd_ps);
-x86_vector!(
-    Avx512Double,
-    f64,
-    8,
-    __m512d,
-    _mm512_loadu_pd,
-    _mm512_storeu_pd,
-    _mm512_set1_pd,
-    _mm512_fmadd_pd
-);
 x86_vector!(Avx2, f32, 8, __m256, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_fmadd_ps);
-x86_vector!(Avx2Double, f64, 4, __m256d, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_set1_pd, _mm256_fmadd_pd);

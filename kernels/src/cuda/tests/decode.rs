@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cpu::math::round_bf16;
-use crate::cpu::{self, CpuMatrix};
+use crate::cpu::{self, CpuMatrix, Isa};
 use crate::cuda::elementwise::samples::{devices, same_bits};
 use crate::cuda::emulated::{Emulated, Schedule};
 use crate::cuda::matrix::packed::{group, integer, schemes, tiled};
@@ -20,7 +20,8 @@ fn looked_up_rows_have_the_bits_of_the_cpu() {
             let matrix = tiled(n, k, scheme, seed as u64);
             for range in ranges(n) {
                 let ids: Vec<u32> = (0..range.len() as u32).rev().step_by(7).collect();
-                let expected = cpu::decode::rows(&CpuMatrix::new(&matrix, range.clone()), &ids);
+                let expected =
+                    cpu::weights::rows(Isa::detect(), &CpuMatrix::new(&matrix, range.clone()), &ids);
                 let held = CudaMatrix::upload(&device, &matrix, range.clone()).expect("a matrix");
                 let found = rows(&device, &held, &ids).expect("rows").download(&device).expect("values");
                 same_bits(&found, &expected.values, &format!("{scheme:?}, {n} x {k}, rows {range:?}"));
@@ -34,7 +35,7 @@ fn expected_operands(matrix: &ctq_container::TiledMatrix, range: &Range<usize>, 
     // Columns of operands stay in the order of the tiles.
     let matrix = ctq_container::TiledMatrix { permutation: None, ..matrix.clone() };
     let ids: Vec<u32> = (0..range.len() as u32).collect();
-    let rows = cpu::decode::rows(&CpuMatrix::new(&matrix, range.clone()), &ids);
+    let rows = cpu::weights::rows(Isa::detect(), &CpuMatrix::new(&matrix, range.clone()), &ids);
     let stride = matrix.k.next_multiple_of(TILE);
     let mut expected = vec![0.0; padded * stride];
     for (row, values) in rows.values.chunks_exact(matrix.k).enumerate() {

@@ -17,6 +17,7 @@ const N: usize = 420;
 fn inputs(rows: usize, compute: Compute) -> CpuOperand {
     let values = Random::new(3).floats(rows * K).iter().map(|x| x * 2.0).collect();
     cpu::quantize::prepare(
+        Isa::detect(),
         &CpuBuffer { width: K, values },
         &Treatment::Plain,
         compute,
@@ -29,15 +30,9 @@ fn targets(rows: usize) -> Vec<Option<u32>> {
     (0..rows).map(|row| (row % 5 != 4).then_some((row * 37 % N) as u32)).collect()
 }
 
-fn on_the_cpu(
-    x: &CpuOperand,
-    scheme: Scheme,
-    held: Range<usize>,
-    part: Range<usize>,
-    compute: Compute,
-) -> HeadTiles {
+fn on_the_cpu(x: &CpuOperand, scheme: Scheme, held: Range<usize>, part: Range<usize>) -> HeadTiles {
     let matrix = CpuMatrix::new(&tiled(N, K, scheme, 11), held);
-    cpu::head::head(Isa::detect(), x, &matrix, part, &targets(x.rows()), compute).expect("partials")
+    cpu::head::head(Isa::detect(), x, &matrix, part, &targets(x.rows())).expect("partials")
 }
 
 fn on_the_device(
@@ -73,12 +68,14 @@ fn f32_partials_have_the_bits_of_the_cpu() {
     for device in devices() {
         let cuda = Cuda::new(device);
         for scheme in [dense(Code::Bf16), integer(4, group(32)).permuted()] {
-            let mut x = inputs(70, Compute::F32);
-            x.values[3 * K] = f32::NAN;
-            x.values[4 * K] = f32::INFINITY;
-            x.values[5 * K..6 * K].fill(0.0);
+            let x = inputs(70, Compute::F32);
+            let mut values = x.values();
+            values[3 * K] = f32::NAN;
+            values[4 * K] = f32::INFINITY;
+            values[5 * K..6 * K].fill(0.0);
+            let x = x.with_values(Isa::detect(), &values);
             for (held, part) in PARTS {
-                let expected = on_the_cpu(&x, scheme, held.clone(), part.clone(), Compute::F32);
+                let expected = on_the_cpu(&x, scheme, held.clone(), part.clone());
                 let found = on_the_device(&cuda, &x, scheme, held, part, Compute::F32);
                 let is_nan = |target: &Option<f32>| target.is_some_and(f32::is_nan);
                 assert!(found.targets.iter().zip(&expected.targets).all(|(a, b)| is_nan(a) == is_nan(b)));
@@ -111,7 +108,7 @@ fn bf16_partials_are_those_of_the_logits() {
         for scheme in schemes {
             let x = inputs(141, Compute::Bf16);
             for (held, part) in PARTS {
-                let expected = on_the_cpu(&x, *scheme, held.clone(), part.clone(), Compute::Bf16);
+                let expected = on_the_cpu(&x, *scheme, held.clone(), part.clone());
                 let found = on_the_device(&cuda, &x, *scheme, held.clone(), part.clone(), Compute::Bf16);
                 close(&found, &expected, &format!("{scheme:?}"));
                 // The same logits through memory.
@@ -156,7 +153,7 @@ fn rows_that_begin_inside_a_tile_are_folded_from_memory() {
     for device in devices() {
         let cuda = Cuda::new(device.with_dense_product(Dense::Present));
         let x = inputs(5, Compute::Bf16);
-        let expected = on_the_cpu(&x, NVFP4, 16..N, 128..N - 16, Compute::Bf16);
+        let expected = on_the_cpu(&x, NVFP4, 16..N, 128..N - 16);
         let found = on_the_device(&cuda, &x, NVFP4, 16..N, 128..N - 16, Compute::Bf16);
         close(&found, &expected, "rows from 16");
     }

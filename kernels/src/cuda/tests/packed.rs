@@ -183,15 +183,15 @@ fn code(random: &mut Random, code: Code) -> Vec<u8> {
 
 /// An operand of the CPU backend on the device, as the device's own preparation would leave it.
 pub(crate) fn operand(device: &Emulated, x: &CpuOperand, compute: Compute) -> CudaOperand<EmulatedMemory> {
-    let (rows, k) = (x.rows(), x.k);
+    let (rows, k) = (x.rows(), x.strips.k);
     let (kind, bf16) = match &x.kind {
         CpuKind::Values => match compute {
             Compute::Bf16 => (OperandKind::Bf16, true),
             Compute::F32 => (OperandKind::F32, false),
         },
-        CpuKind::Codes { activation, segment, scales } => {
-            let scales = upload_floats(device, scales).expect("an upload");
-            (OperandKind::Codes { activation: *activation, segment: *segment, scales }, false)
+        CpuKind::Codes(codes) => {
+            let scales = upload_floats(device, &codes.scales).expect("an upload");
+            (OperandKind::Codes { activation: codes.activation, segment: codes.segment, scales }, false)
         }
         CpuKind::Scaled { activation, global } => {
             let (activation, global) = (*activation, *global);
@@ -202,9 +202,9 @@ pub(crate) fn operand(device: &Emulated, x: &CpuOperand, compute: Compute) -> Cu
         }
     };
     let values = if bf16 {
-        upload_bf16(device, &x.values, k)
+        upload_bf16(device, &x.values(), k)
     } else {
-        upload_floats(device, &x.values).expect("an upload")
+        upload_floats(device, &x.values()).expect("an upload")
     };
     CudaOperand { rows, k, kind, values }
 }
