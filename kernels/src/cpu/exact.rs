@@ -17,8 +17,8 @@ use crate::cpu::isa::for_each_isa;
 use crate::cpu::matrix::{CpuMatrix, ScaleUse};
 use crate::cpu::product::{Begin, HALF, Out, Product, STRIP, Strips, Unit, multiply};
 use crate::cpu::quantize::CodeScales;
-use crate::cpu::row_tiles::{Task, TaskOut, Workspace, panels, sums, tiles};
-use crate::cpu::weights::{Decode, RowTile};
+use crate::cpu::row_tiles::{SUMS, Task, TaskOut, Workspace, panels, sums, tiles};
+use crate::cpu::weights::{Decode, HALVES, RowTile};
 use crate::cpu::{CpuBuffer, Isa};
 use crate::exact_product::{CodeProduct, Weights};
 
@@ -36,7 +36,7 @@ pub(crate) fn scaled(
         let tile = RowTile::new(isa, weight, task.tile, Decode::Scaled);
         sums(isa, &tile, x, &mut task, workspace);
         for row in 0..task.inputs.len() {
-            for half in 0..TILE / HALF {
+            for half in 0..HALVES {
                 divide(isa, task.out.row(row, half), divisor);
             }
         }
@@ -98,9 +98,6 @@ struct Segments<'a> {
     input_sums: Vec<i32>,
 }
 
-/// Sums of one strip and one half.
-const SUMS: usize = STRIP * HALF;
-
 /// What a segment's sums are multiplied with and freed of, of the columns of one row tile.
 struct Columns {
     /// [groups][64].
@@ -120,7 +117,7 @@ impl Segments<'_> {
         for run in panels(unit, k) {
             let tiles = run.start / TILE..run.end.div_ceil(TILE);
             tile.panel(unit, tiles, &mut workspace.scratch, &mut workspace.panel);
-            for half in 0..TILE / HALF {
+            for half in 0..HALVES {
                 if task.out.in_half(half).is_empty() {
                     continue;
                 }

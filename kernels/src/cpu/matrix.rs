@@ -2,8 +2,9 @@
 //! codes up; [`super::decode`] makes weights of them.
 
 use std::ops::Range;
+use std::sync::LazyLock;
 
-use ctq_container::{ScaleTable, TILE, TiledMatrix};
+use ctq_container::{TILE, TiledMatrix};
 use ctq_model::DType;
 use ctq_model::matrix::{Formula, Sharing};
 
@@ -39,23 +40,29 @@ impl CpuMatrix {
     pub(crate) fn row_scales(&self, row_tile: usize, scale_use: ScaleUse) -> Vec<f32> {
         let Some(table) = &self.tiled.scales else { return Vec::new() };
         let groups = self.groups();
-        let global = self.global_scale();
-        let mut scales = Vec::with_capacity(groups * TILE);
-        for group in 0..groups {
-            for row in 0..TILE {
-                // Padding rows have no scale of their own in tables that are not arranged by row.
-                let row = (row_tile * TILE + row).min(self.tiled.n - 1);
-                let index = table.index(row, self.first_k(group), self.tiled.k);
-                let stored = element(table, index);
-                scales.push(match (self.tiled.formula, scale_use) {
-                    (Formula::Nvfp4, ScaleUse::Operand) => stored / global,
-                    (Formula::Nvfp4, ScaleUse::Stored)
-                    | (
-                        Formula::Affine | Formula::Mx | Formula::Dense,
-                        ScaleUse::Operand | ScaleUse::Stored,
-                    ) => stored,
-                });
+        let mut scales = vec![0.0; groups * TILE];
+        match table.sharing {
+            Sharing::Channel | Sharing::Group { .. } => {
+                let width = table.dtype.bytes();
+                let first = row_tile * groups * TILE * width;
+                decode_elements(table.dtype, &table.bytes[first..first + groups * TILE * width], &mut scales);
             }
+            Sharing::Tensor | Sharing::Block { .. } => {
+                for (at, scale) in scales.iter_mut().enumerate() {
+                    // Padding rows have no scale of their own in tables that are not arranged by row.
+                    let row = (row_tile * TILE + at % TILE).min(self.tiled.n - 1);
+                    let index = table.index(row, self.first_k(at / TILE), self.tiled.k);
+                    *scale = decode_element(table.dtype, &table.bytes, index);
+                }
+            }
+        }
+        match (self.tiled.formula, scale_use) {
+            (Formula::Nvfp4, ScaleUse::Operand) => {
+                let global = self.global_scale();
+                scales.iter_mut().for_each(|scale| *scale /= global);
+            }
+            (Formula::Nvfp4, ScaleUse::Stored)
+            | (Formula::Affine | Formula::Mx | Formula::Dense, ScaleUse::Operand | ScaleUse::Stored) => {}
         }
         scales
     }
@@ -111,12 +118,20 @@ pub(crate) enum ScaleUse {
     Stored,
 }
 
-/// Element `index` of a scale table as f32.
-pub(crate) fn element(table: &ScaleTable, index: usize) -> f32 {
-    decode_element(table.dtype, &table.bytes, index)
+/// Little-endian floats (or E8M0 exponents) as f32; exact.
+fn decode_elements(dtype: DType, bytes: &[u8], out: &mut [f32]) {
+    /// Of every code of 8 bits.
+    static E4M3: LazyLock<[f32; 256]> = LazyLock::new(|| std::array::from_fn(|code| math::e4m3(code as u8)));
+    match dtype {
+        DType::F8E4M3 => {
+            out.iter_mut().zip(bytes).for_each(|(out, code)| *out = E4M3[usize::from(*code)]);
+        }
+        _ => out.iter_mut().enumerate().for_each(|(at, out)| *out = decode_element(dtype, bytes, at)),
+    }
 }
 
 /// Element `index` of little-endian floats (or E8M0 exponents) as f32; exact.
+#[inline]
 pub(crate) fn decode_element(dtype: DType, bytes: &[u8], index: usize) -> f32 {
     let at = index * dtype.bytes();
     match dtype {

@@ -8,12 +8,15 @@ use std::ops::Range;
 use ctq_container::TILE;
 use rayon::prelude::*;
 
-use crate::cpu::product::{Begin, HALF, Out, Product, STRIP, Strips, Unit, multiply};
-use crate::cpu::weights::{Panel, RowTile, Scratch};
+use crate::cpu::product::{Begin, HALF, Out, Product, STRIP, Strips, Unit, finish, multiply};
+use crate::cpu::weights::{HALVES, Panel, RowTile, Scratch};
 use crate::cpu::{CpuBuffer, Isa};
 
 /// Fewest rows that are worth decoding a panel for.
 const MIN_ROWS: usize = 96;
+
+/// Sums of one strip and one half.
+pub(crate) const SUMS: usize = STRIP * HALF;
 
 /// Rows whose sums of one row tile stay in the second-level cache from one panel to the next.
 const MAX_ROWS: usize = 2052;
@@ -45,13 +48,14 @@ impl TaskOut<'_> {
         clamp(self.columns.start)..clamp(self.columns.end)
     }
 
-    /// Wanted columns of one half of rows `rows`, as products write them; `None` where they do not begin the half.
-    fn half(&self, half: usize) -> Option<Out> {
+    /// Wanted columns of one half of some rows, as products write them; `None` where they do not begin the half.
+    fn of_half(&self, half: usize, rows: Range<usize>) -> Option<Out> {
         let columns = self.in_half(half);
+        assert!(rows.end <= self.rows);
         // SAFETY: rows and columns of this task, which nobody else sees as long as it lives.
         (columns.start == 0).then(|| unsafe {
-            let first = self.first.add((half * HALF).saturating_sub(self.columns.start));
-            Out::at(first, self.stride, self.rows, columns.len())
+            let column = (half * HALF).saturating_sub(self.columns.start);
+            Out::at(self.first.add(rows.start * self.stride + column), self.stride, rows.len(), columns.len())
         })
     }
 
@@ -123,66 +127,83 @@ unsafe impl Sync for Base {}
 
 /// Sums of floats over all of k, in the order of the unit: in f32 chains that start again for each block, else in one
 /// chain.
+///
+/// Sums wait for the next panel side by side: outputs of one strip, a row of a wide matrix apart, would fall into few
+/// sets of every cache.
 pub(crate) fn sums(isa: Isa, tile: &RowTile<'_>, x: &Strips, task: &mut Task<'_>, workspace: &mut Workspace) {
-    let block = match x.unit {
-        Unit::Float => block_length(x.k),
-        Unit::SwappedFloat | Unit::Pair | Unit::Quad | Unit::Short => x.k,
-    };
     let Workspace { scratch, panel, sums, .. } = workspace;
+    let strips = task.inputs.len().div_ceil(STRIP);
+    sums.resize(sums.len().max(strips * HALVES * SUMS), 0.0);
     for k in panels(x.unit, x.k) {
         tile.panel(x.unit, k.start / TILE..k.end.div_ceil(TILE), scratch, panel);
-        for half in 0..TILE / HALF {
-            if task.out.in_half(half).is_empty() {
-                continue;
-            }
-            let mut at = k.start;
-            while at < k.end {
-                // Up to the end of this panel or of this block, whichever comes first.
-                let end = k.end.min((at / block + 1) * block);
-                let step = x.unit.steps(at);
-                let product = Product {
-                    inputs: x.from(task.inputs.start, step),
-                    strip_words: x.strip_words(),
-                    weights: panel.half(half, step - x.unit.steps(k.start)),
-                    steps: x.unit.steps(end - at),
-                };
-                let begin = match (at, at.is_multiple_of(block)) {
-                    (0, _) => Begin::Zero,
-                    (_, true) => Begin::ZeroThenAdd,
-                    (_, false) => Begin::Output,
-                };
-                into(isa, x.unit, product, begin, &mut task.out, half, sums);
-                at = end;
+        for (index, sums) in sums.as_chunks_mut::<SUMS>().0.iter_mut().take(strips * HALVES).enumerate() {
+            let (strip, half) = (index / HALVES, index % HALVES);
+            if !task.out.in_half(half).is_empty() {
+                Piece { isa, x, panel, k: k.clone(), strip, half }.add(task, sums);
             }
         }
     }
 }
 
-/// A product into the wanted columns of one half.
-fn into(
+/// One strip and one half over one panel.
+struct Piece<'a> {
     isa: Isa,
-    unit: Unit,
-    product: Product<'_>,
-    begin: Begin,
-    out: &mut TaskOut<'_>,
+    x: &'a Strips,
+    panel: &'a Panel,
+    k: Range<usize>,
+    strip: usize,
     half: usize,
-    sums: &mut Vec<f32>,
-) {
-    if let Some(out) = out.half(half) {
-        multiply(isa, unit, product, begin, out);
-        return;
+}
+
+impl Piece<'_> {
+    /// Goes on with `sums`; with the last panel into the outputs.
+    fn add(&self, task: &mut Task<'_>, sums: &mut [f32; SUMS]) {
+        let Piece { isa, x, .. } = *self;
+        let block = match x.unit {
+            Unit::Float => block_length(x.k),
+            Unit::SwappedFloat | Unit::Pair | Unit::Quad | Unit::Short => x.k,
+        };
+        let mut at = self.k.start;
+        while at < self.k.end {
+            // Up to the end of this panel or of this block, whichever comes first.
+            let end = self.k.end.min((at / block + 1) * block);
+            let begin = match (at, at.is_multiple_of(block)) {
+                (0, _) => Begin::Zero,
+                (_, true) => Begin::ZeroThenAdd,
+                (_, false) => Begin::Output,
+            };
+            let product = self.product(task.inputs.start, at..end);
+            if end == x.k {
+                self.finish(product, begin, sums, task);
+            } else {
+                multiply(isa, x.unit, product, begin, Out::of(sums, HALF, STRIP, HALF));
+            }
+            at = end;
+        }
     }
-    // Columns from the middle of a half on, where ranks share a tile: by way of a whole half.
-    let rows = out.rows;
-    let columns = out.in_half(half);
-    sums.clear();
-    sums.resize(rows * HALF, 0.0);
-    for (row, sums) in sums.chunks_exact_mut(HALF).enumerate() {
-        sums[columns.clone()].copy_from_slice(out.row(row, half));
+
+    fn product(&self, first_row: usize, k: Range<usize>) -> Product<'_> {
+        let unit = self.x.unit;
+        Product {
+            inputs: self.x.from(first_row + self.strip * STRIP, unit.steps(k.start)),
+            strip_words: self.x.strip_words(),
+            weights: self.panel.half(self.half, unit.steps(k.start) - unit.steps(self.k.start)),
+            steps: unit.steps(k.len()),
+        }
     }
-    multiply(isa, unit, product, begin, Out::of(sums, HALF, rows, HALF));
-    for (row, sums) in sums.chunks_exact(HALF).enumerate() {
-        out.row(row, half).copy_from_slice(&sums[columns.clone()]);
+
+    fn finish(&self, product: Product<'_>, begin: Begin, sums: &mut [f32; SUMS], task: &mut Task<'_>) {
+        let first = self.strip * STRIP;
+        let rows = first..task.inputs.len().min(first + STRIP);
+        if let Some(out) = task.out.of_half(self.half, rows.clone()) {
+            return finish(self.isa, self.x.unit, product, begin, sums, out);
+        }
+        // Ranks that share a tile have columns from the middle of a half on.
+        multiply(self.isa, self.x.unit, product, begin, Out::of(sums, HALF, STRIP, HALF));
+        let columns = task.out.in_half(self.half);
+        for (row, sums) in rows.zip(sums.chunks_exact(HALF)) {
+            task.out.row(row, self.half).copy_from_slice(&sums[columns.clone()]);
+        }
     }
 }
 

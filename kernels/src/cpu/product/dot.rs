@@ -24,8 +24,8 @@ pub(crate) trait Dot {
     unsafe fn zero() -> Self::Sums;
     unsafe fn load_sums(from: *const u32) -> Self::Sums;
     unsafe fn store_sums(sums: Self::Sums, to: *mut u32);
-    /// `to += sums`, lane by lane: an f32 addition for floats, an integer one for integers.
-    unsafe fn add_to(sums: Self::Sums, to: *mut u32);
+    /// Lane by lane.
+    unsafe fn add(a: Self::Sums, b: Self::Sums) -> Self::Sums;
     unsafe fn load(from: *const u32) -> Self::Words;
     unsafe fn broadcast(from: *const u32) -> Self::Words;
     unsafe fn dot(sums: Self::Sums, inputs: Self::Words, weights: Self::Words) -> Self::Sums;
@@ -54,9 +54,9 @@ macro_rules! sums {
         }
 
         #[inline(always)]
-        unsafe fn add_to(sums: $register, to: *mut u32) {
+        unsafe fn add(a: $register, b: $register) -> $register {
             // SAFETY: the caller's promise.
-            unsafe { $store(to.cast(), $add($load(to.cast_const().cast()), sums)) }
+            unsafe { $add(a, b) }
         }
     };
 }
@@ -210,9 +210,8 @@ impl Dot for FloatPortable {
     }
 
     #[inline(always)]
-    unsafe fn add_to(sums: f32, to: *mut u32) {
-        // SAFETY: the caller's promise.
-        unsafe { *to = (f32::from_bits(*to) + sums).to_bits() }
+    unsafe fn add(a: f32, b: f32) -> f32 {
+        a + b
     }
 
     #[inline(always)]
@@ -259,9 +258,8 @@ impl Dot for ShortPortable {
     }
 
     #[inline(always)]
-    unsafe fn add_to(sums: i32, to: *mut u32) {
-        // SAFETY: the caller's promise.
-        unsafe { *to = (*to).wrapping_add(sums.cast_unsigned()) }
+    unsafe fn add(a: i32, b: i32) -> i32 {
+        a + b
     }
 
     #[inline(always)]

@@ -11,7 +11,7 @@ mod times;
 mod transpose;
 
 pub(crate) use self::strip::{Strips, Words, pack_rows};
-pub(crate) use self::times::{Begin, Out, Product, multiply};
+pub(crate) use self::times::{Begin, Out, Product, finish, multiply};
 pub(crate) use self::transpose::transpose;
 
 use crate::Compute;

@@ -64,6 +64,26 @@ impl Out {
         Out { first: values.as_mut_ptr().cast(), stride, rows, columns }
     }
 
+    /// `rows` rows from `row` on.
+    ///
+    /// # Safety
+    /// They are among its rows.
+    unsafe fn rows(self, row: usize, rows: usize) -> Out {
+        // SAFETY: the caller's promise.
+        Out { first: unsafe { self.first.add(row * self.stride) }, rows, ..self }
+    }
+
+    /// Copies some rows and columns.
+    ///
+    /// # Safety
+    /// Both have as many rows and columns.
+    unsafe fn copy_to(self, to: Out, rows: usize, columns: usize) {
+        for row in 0..rows {
+            // SAFETY: the caller's promise. Both may be the same place.
+            unsafe { self.first.add(row * self.stride).copy_to(to.first.add(row * to.stride), columns) };
+        }
+    }
+
     /// Rows and columns from `first` on.
     ///
     /// # Safety
@@ -79,23 +99,47 @@ impl Out {
 /// # Panics
 /// If inputs or weights are too short.
 pub(crate) fn multiply(isa: Isa, unit: Unit, product: Product<'_>, begin: Begin, out: Out) {
-    if out.rows == 0 || out.columns == 0 {
-        return;
-    }
-    let Product { inputs, strip_words, weights, steps } = product;
+    check(product, out);
+    run(isa, unit, product, begin, out, out);
+}
+
+/// As [`multiply`] where sums go on, or are added, from those in `from` and end in `out`: rows and columns of one strip.
+///
+/// # Panics
+/// If inputs or weights are too short.
+pub(crate) fn finish(
+    isa: Isa,
+    unit: Unit,
+    product: Product<'_>,
+    begin: Begin,
+    from: &mut [f32; STRIP * HALF],
+    out: Out,
+) {
+    check(product, out);
+    assert!(out.rows <= STRIP);
+    run(isa, unit, product, begin, Out { first: from.as_mut_ptr().cast(), stride: HALF, ..out }, out);
+}
+
+fn check(Product { inputs, strip_words, weights, steps }: Product<'_>, out: Out) {
     let strips = out.rows.div_ceil(STRIP);
-    assert!(inputs.len() >= (strips - 1) * strip_words + steps * STRIP && weights.len() >= steps * HALF);
+    assert!(
+        inputs.len() >= strips.saturating_sub(1) * strip_words + steps * STRIP
+            && weights.len() >= steps * HALF
+    );
+}
+
+fn run(isa: Isa, unit: Unit, product: Product<'_>, begin: Begin, from: Out, out: Out) {
     match unit {
-        Unit::Float | Unit::SwappedFloat => floats(isa, product, begin, out),
-        Unit::Pair => pairs(isa, product, begin, out),
-        Unit::Quad => quads(isa, product, begin, out),
-        Unit::Short => shorts(isa, product, begin, out),
+        Unit::Float | Unit::SwappedFloat => floats(isa, product, begin, from, out),
+        Unit::Pair => pairs(isa, product, begin, from, out),
+        Unit::Quad => quads(isa, product, begin, from, out),
+        Unit::Short => shorts(isa, product, begin, from, out),
     }
 }
 
 for_each_isa! {
     /// [`multiply`] of [`Unit::Float`].
-    fn floats(product: Product<'_>, begin: Begin, out: Out) {
+    fn floats(product: Product<'_>, begin: Begin, from: Out, out: Out) {
         avx512bf16: strips::<FloatAvx512, 12, 2>,
         avx512: strips::<FloatAvx512, 12, 2>,
         avx2: strips::<FloatAvx2, 6, 2>,
@@ -105,7 +149,7 @@ for_each_isa! {
 
 for_each_isa! {
     /// [`multiply`] of [`Unit::Pair`], which the other instruction sets have no operands of.
-    fn pairs(product: Product<'_>, begin: Begin, out: Out) {
+    fn pairs(product: Product<'_>, begin: Begin, from: Out, out: Out) {
         avx512bf16: strips::<PairAvx512, 12, 2>,
         avx512: no_such_unit,
         avx2: no_such_unit,
@@ -115,7 +159,7 @@ for_each_isa! {
 
 for_each_isa! {
     /// [`multiply`] of [`Unit::Quad`], which the other instruction sets have no operands of.
-    fn quads(product: Product<'_>, begin: Begin, out: Out) {
+    fn quads(product: Product<'_>, begin: Begin, from: Out, out: Out) {
         avx512bf16: strips::<QuadAvx512, 12, 2>,
         avx512: no_such_unit,
         avx2: no_such_unit,
@@ -125,7 +169,7 @@ for_each_isa! {
 
 for_each_isa! {
     /// [`multiply`] of [`Unit::Short`].
-    fn shorts(product: Product<'_>, begin: Begin, out: Out) {
+    fn shorts(product: Product<'_>, begin: Begin, from: Out, out: Out) {
         avx512bf16: strips::<ShortAvx512, 12, 2>,
         avx512: strips::<ShortAvx512, 12, 2>,
         avx2: strips::<ShortAvx2, 6, 2>,
@@ -133,25 +177,27 @@ for_each_isa! {
     }
 }
 
-fn no_such_unit(_: Product<'_>, _: Begin, _: Out) {
+fn no_such_unit(_: Product<'_>, _: Begin, _: Out, _: Out) {
     unreachable!("operands are packed for the instruction set that multiplies them");
 }
 
 #[inline(always)]
-fn strips<D: Dot, const ROWS: usize, const VECTORS: usize>(product: Product<'_>, begin: Begin, out: Out) {
-    let whole = out.rows - out.rows % STRIP;
+fn strips<D: Dot, const ROWS: usize, const VECTORS: usize>(
+    product: Product<'_>,
+    begin: Begin,
+    from: Out,
+    out: Out,
+) {
     for row in (0..out.rows).step_by(STRIP) {
-        let inputs = &product.inputs[row / STRIP * product.strip_words..];
-        // SAFETY: rows of `out` from `row` on, by the promise that made it.
-        let first = unsafe { out.first.add(row * out.stride) };
-        if row < whole && out.columns == HALF {
-            // SAFETY: `multiply` has checked inputs and weights; a whole strip of whole rows is inside `out`.
-            unsafe {
-                strip::<D, ROWS, VECTORS>(inputs, product.weights, product.steps, begin, first, out.stride);
-            }
+        let part = Product { inputs: &product.inputs[row / STRIP * product.strip_words..], ..product };
+        let rows = STRIP.min(out.rows - row);
+        // SAFETY: rows of both from `row` on, by the promises that made them.
+        let (from, out) = unsafe { (from.rows(row, rows), out.rows(row, rows)) };
+        if rows == STRIP && out.columns == HALF {
+            // SAFETY: inputs and weights have been checked; a whole strip of whole rows is inside both.
+            unsafe { strip::<D, ROWS, VECTORS>(part, begin, from, out) };
         } else {
-            let part = Out { first, rows: STRIP.min(out.rows - row), ..out };
-            edge::<D, ROWS, VECTORS>(inputs, product, begin, part);
+            edge::<D, ROWS, VECTORS>(part, begin, from, out);
         }
     }
 }
@@ -159,74 +205,62 @@ fn strips<D: Dot, const ROWS: usize, const VECTORS: usize>(product: Product<'_>,
 /// A strip of which some rows or columns are not there.
 #[inline(always)]
 fn edge<D: Dot, const ROWS: usize, const VECTORS: usize>(
-    inputs: &[u32],
     product: Product<'_>,
     begin: Begin,
+    from: Out,
     out: Out,
 ) {
     let mut tile = [0_u32; STRIP * HALF];
-    // SAFETY: rows and columns of `out`, and as many of the tile, which is larger.
+    let whole = Out { first: tile.as_mut_ptr(), stride: HALF, rows: STRIP, columns: HALF };
+    // SAFETY: rows and columns of `from` and `out`, and as many of the tile, which is larger.
     unsafe {
         if begin != Begin::Zero {
-            for row in 0..out.rows {
-                let from = out.first.add(row * out.stride);
-                from.copy_to_nonoverlapping(tile.as_mut_ptr().add(row * HALF), out.columns);
-            }
+            from.copy_to(whole, out.rows, out.columns);
         }
-        let to = tile.as_mut_ptr();
-        strip::<D, ROWS, VECTORS>(inputs, product.weights, product.steps, begin, to, HALF);
-        for row in 0..out.rows {
-            let from = tile.as_ptr().add(row * HALF);
-            from.copy_to_nonoverlapping(out.first.add(row * out.stride), out.columns);
-        }
+        strip::<D, ROWS, VECTORS>(product, begin, whole, whole);
+        whole.copy_to(out, out.rows, out.columns);
     }
 }
 
 /// One strip, a block of registers at a time.
 ///
 /// # Safety
-/// `inputs` has `steps` times [`STRIP`] words, `weights` `steps` times [`HALF`], `out` [`STRIP`] rows of [`HALF`] elements
-/// every `stride`.
+/// `product` has a strip and a half of its steps; `from` and `out` have [`STRIP`] rows of [`HALF`] elements.
 #[inline(always)]
 unsafe fn strip<D: Dot, const ROWS: usize, const VECTORS: usize>(
-    inputs: &[u32],
-    weights: &[u32],
-    steps: usize,
+    product: Product<'_>,
     begin: Begin,
-    out: *mut u32,
-    stride: usize,
+    from: Out,
+    out: Out,
 ) {
     const { assert!(STRIP.is_multiple_of(ROWS) && HALF.is_multiple_of(D::LANES * VECTORS)) };
     for row in (0..STRIP).step_by(ROWS) {
         for column in (0..HALF).step_by(D::LANES * VECTORS) {
             // SAFETY: the caller's promise: rows and columns of a block are inside the strip and the half.
             unsafe {
-                block::<D, ROWS, VECTORS>(
-                    inputs.as_ptr().add(row),
-                    weights.as_ptr().add(column),
-                    steps,
-                    begin,
-                    out.add(row * stride + column),
-                    stride,
-                );
+                let at = |place: Out| Out { first: place.first.add(row * place.stride + column), ..place };
+                let (inputs, weights) =
+                    (product.inputs.as_ptr().add(row), product.weights.as_ptr().add(column));
+                let next = inputs.wrapping_add(product.strip_words);
+                block::<D, ROWS, VECTORS>([inputs, next], weights, product.steps, begin, at(from), at(out));
             }
         }
     }
 }
 
-/// One block of registers: `ROWS` inputs by `VECTORS` vectors of outputs.
+/// One block of registers: `ROWS` inputs by `VECTORS` vectors of outputs. `next`: inputs of the strip that is probably next.
 ///
 /// # Safety
 /// As [`strip`], for pointers to the block's first row and column.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "counted loops are what the compiler unrolls into registers")]
 unsafe fn block<D: Dot, const ROWS: usize, const VECTORS: usize>(
-    inputs: *const u32,
+    [inputs, next]: [*const u32; 2],
     weights: *const u32,
     steps: usize,
     begin: Begin,
-    out: *mut u32,
-    stride: usize,
+    from: Out,
+    out: Out,
 ) {
     // SAFETY: the caller's promise; a row of the block is one word of inputs a step, a vector `LANES` words of weights.
     unsafe {
@@ -234,12 +268,13 @@ unsafe fn block<D: Dot, const ROWS: usize, const VECTORS: usize>(
         if begin == Begin::Output {
             for row in 0..ROWS {
                 for vector in 0..VECTORS {
-                    sums[row][vector] = D::load_sums(out.add(row * stride + vector * D::LANES));
+                    sums[row][vector] = D::load_sums(from.first.add(row * from.stride + vector * D::LANES));
                 }
             }
         }
         for step in 0..steps {
             let (inputs, weights) = (inputs.add(step * STRIP), weights.add(step * HALF));
+            prefetch(next.wrapping_add(step * STRIP));
             let mut words = [D::load(weights); VECTORS];
             for vector in 1..VECTORS {
                 words[vector] = D::load(weights.add(vector * D::LANES));
@@ -253,12 +288,26 @@ unsafe fn block<D: Dot, const ROWS: usize, const VECTORS: usize>(
         }
         for row in 0..ROWS {
             for vector in 0..VECTORS {
-                let to = out.add(row * stride + vector * D::LANES);
-                match begin {
-                    Begin::Zero | Begin::Output => D::store_sums(sums[row][vector], to),
-                    Begin::ZeroThenAdd => D::add_to(sums[row][vector], to),
+                let mut sums = sums[row][vector];
+                if begin == Begin::ZeroThenAdd {
+                    sums = D::add(D::load_sums(from.first.add(row * from.stride + vector * D::LANES)), sums);
                 }
+                D::store_sums(sums, out.first.add(row * out.stride + vector * D::LANES));
             }
         }
     }
+}
+
+/// Asks for a cache line before it is needed: where inputs of one strip end and those of the next are far away, the
+/// processor does not foresee them.
+#[inline(always)]
+fn prefetch(at: *const u32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch touches nothing, whatever the address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }

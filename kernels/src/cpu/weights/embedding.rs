@@ -31,7 +31,7 @@ fn tile_rows(isa: Isa, table: &CpuMatrix, run: &[(usize, usize)]) -> Vec<(usize,
         run.iter().map(|(index, _)| (*index, vec![0.0; table.k()])).collect();
     let mut scratch = Scratch::default();
     for (k_tile, first) in (0..table.k()).step_by(TILE).enumerate() {
-        tile.values(k_tile, &mut scratch);
+        tile.values(k_tile, None, &mut scratch);
         for ((_, row), (_, out)) in run.iter().zip(&mut rows) {
             let values = &scratch.values[row % TILE * TILE..];
             for column in first..table.k().min(first + TILE) {

@@ -16,8 +16,8 @@ use ctq_model::DType;
 use ctq_model::matrix::Code;
 
 pub(crate) use self::embedding::rows;
-pub(crate) use self::panel::{Panel, Scratch};
-use self::values::{Scaling, Worth};
+pub(crate) use self::panel::{HALVES, Panel, Scratch};
+use self::values::{Coded, Run, Worth};
 use crate::cpu::Isa;
 use crate::cpu::matrix::{CpuMatrix, ScaleUse, decode_element};
 use crate::cpu::product::{Unit, pack_rows};
@@ -71,16 +71,21 @@ impl<'a> RowTile<'a> {
             scratch.pairs().chunks_exact_mut(TILE / 2).for_each(|row| row[kept..].fill(0));
             return;
         }
-        self.values(k_tile, scratch);
         let steps = unit.steps(TILE);
-        pack_rows(self.isa, unit, scratch.values.as_slice(), TILE, &mut scratch.words[..TILE * steps], steps);
+        match unit {
+            // Packing rounds to bf16: once is enough.
+            Unit::Pair | Unit::SwappedFloat => self.values(k_tile, Some(DType::BF16), scratch),
+            Unit::Float | Unit::Quad | Unit::Short => self.values(k_tile, None, scratch),
+        }
+        let Scratch { values, words, .. } = scratch;
+        pack_rows(self.isa, unit, values.as_slice(), TILE, &mut words[..TILE * steps], steps);
     }
 
-    /// Weights of one k tile, [64 rows][64 k], zero beyond the last k.
-    fn values(&self, k_tile: usize, scratch: &mut Scratch) {
+    /// Weights of one k tile, [64 rows][64 k], zero beyond the last k. `follows`: a rounding that is yet to come.
+    fn values(&self, k_tile: usize, follows: Option<DType>, scratch: &mut Scratch) {
         let code = self.matrix.tiled.code;
         match code {
-            Code::Int { .. } | Code::E2m1 | Code::E4m3 => self.quantized(k_tile, scratch),
+            Code::Int { .. } | Code::E2m1 | Code::E4m3 => self.quantized(k_tile, follows, scratch),
             Code::Bf16 => {
                 codes::pairs(self.isa, self.bytes(k_tile), self.places(), scratch.pairs());
                 for (values, word) in
@@ -111,38 +116,40 @@ impl<'a> RowTile<'a> {
         }
     }
 
-    fn quantized(&self, k_tile: usize, scratch: &mut Scratch) {
+    fn quantized(&self, k_tile: usize, follows: Option<DType>, scratch: &mut Scratch) {
         let (bytes, places) = (self.bytes(k_tile), self.places());
         match self.matrix.tiled.code.tile_bits() {
             4 => codes::nibbles(self.isa, bytes, places, &mut scratch.codes),
             _ => codes::octets(self.isa, bytes, places, &mut scratch.codes),
         }
-        let worth = self.worth.as_ref().expect("codes of at most 8 bits");
-        let rounding = match self.decode {
-            Decode::Operand => self.matrix.rounding(),
-            Decode::Codes | Decode::Scaled => None,
+        let mut runs = [Run::default(); TILE];
+        let count = self.runs(k_tile, &mut runs);
+        let coded = Coded {
+            worth: self.worth.as_ref().expect("codes of at most 8 bits"),
+            codes: &scratch.codes,
+            runs: &runs[..count],
+            scales: &self.scales,
+            zeros: &self.zeros,
+            rounding: match self.decode {
+                Decode::Operand => self.matrix.rounding().filter(|dtype| Some(*dtype) != follows),
+                Decode::Codes | Decode::Scaled => None,
+            },
         };
-        let size = self.matrix.group_size();
+        values::values(self.isa, &coded, &mut scratch.values);
+    }
+
+    /// Runs of a tile's k that share a scale, as many as are returned; padding counts to the last group.
+    fn runs(&self, k_tile: usize, runs: &mut [Run; TILE]) -> usize {
+        let (size, last) = (self.matrix.group_size(), self.matrix.groups() - 1);
         let first = k_tile * TILE;
-        let mut column = 0;
-        while column < TILE {
-            // Up to the end of the group or of the tile; padding counts to the last group.
-            let group = ((first + column) / size).min(self.matrix.groups() - 1);
-            let end =
-                if group + 1 == self.matrix.groups() { TILE } else { ((group + 1) * size - first).min(TILE) };
-            for row in 0..TILE {
-                let at = group * TILE + row;
-                let scaling = Scaling {
-                    scale: self.scales.get(at).copied().unwrap_or(1.0),
-                    zero: self.zeros.get(at).copied().unwrap_or(0.0),
-                    rounding,
-                };
-                let run = row * TILE + column..row * TILE + end;
-                let (codes, out) = (&scratch.codes[run.clone()], &mut scratch.values[run]);
-                values::values(self.isa, worth, scaling, codes, out);
-            }
-            column = end;
+        let (mut start, mut count) = (0, 0);
+        while start < TILE {
+            let group = ((first + start) / size).min(last);
+            let end = if group == last { TILE } else { ((group + 1) * size - first).min(TILE) };
+            runs[count] = Run { start, end, group };
+            (start, count) = (end, count + 1);
         }
+        count
     }
 
     /// k of a tile that are not padding.

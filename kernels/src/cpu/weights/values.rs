@@ -1,5 +1,6 @@
-//! What codes are worth: one row of a tile at a time, run by run of k that shares a scale.
+//! What codes are worth: a tile at a time, run by run of k that shares a scale.
 
+use ctq_container::TILE;
 use ctq_model::DType;
 use ctq_model::matrix::Code;
 use half::slice::HalfFloatSliceExt;
@@ -35,101 +36,139 @@ impl Worth {
     }
 }
 
-/// Scale and zero point of a run, and the dtype that the product is rounded to.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Scaling {
-    pub(super) scale: f32,
-    pub(super) zero: f32,
+/// Codes of one tile, and what they are multiplied with.
+pub(super) struct Coded<'a> {
+    pub(super) worth: &'a Worth,
+    /// [64 rows][64 k].
+    pub(super) codes: &'a [u8; TILE * TILE],
+    /// Runs of k that share a scale, side by side over all 64.
+    pub(super) runs: &'a [Run],
+    /// Scales, [groups][64], or none: 1.
+    pub(super) scales: &'a [f32],
+    /// Zero points, [groups][64], or none: 0.
+    pub(super) zeros: &'a [f32],
+    /// What products are rounded to.
     pub(super) rounding: Option<DType>,
 }
 
-/// `round((worth(code) - zero) * scale)` of a run of codes.
-pub(super) fn values(isa: Isa, worth: &Worth, scaling: Scaling, codes: &[u8], out: &mut [f32]) {
-    match worth {
-        Worth::Table(table) => by_table(isa, &scaled(table, scaling), codes, out),
-        Worth::Integer { half } => {
-            let Scaling { scale, zero, .. } = scaling;
-            integers(isa, *half, zero, scale, codes, out);
-            round(isa, scaling.rounding, out);
-        }
-        Worth::E4m3 => {
-            let Scaling { scale, zero, .. } = scaling;
-            floats(isa, zero, scale, codes, out);
-            round(isa, scaling.rounding, out);
-        }
-    }
+/// k of a tile that share a scale.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Run {
+    /// The first.
+    pub(super) start: usize,
+    /// Behind the last.
+    pub(super) end: usize,
+    /// Which of the matrix's groups.
+    pub(super) group: usize,
 }
 
-/// A table of weights instead of codes' worths.
-#[inline(always)]
-fn scaled(table: &[f32; 16], Scaling { scale, zero, rounding }: Scaling) -> [f32; 16] {
-    let mut table = table.map(|value| (value - zero) * scale);
-    match rounding {
-        Some(DType::BF16) => table = table.map(round_bf16),
-        Some(DType::F16) => round_f16(&mut table),
-        _ => {}
-    }
-    table
-}
-
-fn round(isa: Isa, dtype: Option<DType>, values: &mut [f32]) {
-    match dtype {
-        Some(DType::BF16) => round_all_bf16(isa, values),
-        Some(DType::F16) => round_f16(values),
+/// `round((worth(code) - zero) * scale)` of a tile, [64 rows][64 k].
+pub(super) fn values(isa: Isa, coded: &Coded<'_>, out: &mut [f32; TILE * TILE]) {
+    match coded.rounding {
+        Some(DType::F16) => {
+            tile(isa, coded, out);
+            round_f16(out);
+        }
+        Some(DType::BF16) => tile_in_bf16(isa, coded, out),
         // Scales of no other dtype are narrower than f32.
-        _ => {}
+        _ => tile(isa, coded, out),
+    }
+}
+
+for_each_isa! {
+    /// A tile's products as they are.
+    fn tile(coded: &Coded<'_>, out: &mut [f32; TILE * TILE]) {
+        avx512bf16: rows::<Permutation, false>,
+        avx512: rows::<Permutation, false>,
+        avx2: rows::<OneByOne, false>,
+        portable: rows::<OneByOne, false>,
+    }
+}
+
+for_each_isa! {
+    /// A tile's products rounded to bf16.
+    fn tile_in_bf16(coded: &Coded<'_>, out: &mut [f32; TILE * TILE]) {
+        avx512bf16: rows::<Permutation, true>,
+        avx512: rows::<Permutation, true>,
+        avx2: rows::<OneByOne, true>,
+        portable: rows::<OneByOne, true>,
+    }
+}
+
+#[inline(always)]
+fn rows<L: Lookup, const IN_BF16: bool>(coded: &Coded<'_>, out: &mut [f32; TILE * TILE]) {
+    let round = |value: f32| if IN_BF16 { round_bf16(value) } else { value };
+    for run in coded.runs {
+        for row in 0..TILE {
+            let at = run.group * TILE + row;
+            let scale = coded.scales.get(at).copied().unwrap_or(1.0);
+            let zero = coded.zeros.get(at).copied().unwrap_or(0.0);
+            let codes = &coded.codes[row * TILE + run.start..row * TILE + run.end];
+            let out = &mut out[row * TILE + run.start..row * TILE + run.end];
+            match coded.worth {
+                // Sixteen weights instead of one for each code.
+                Worth::Table(table) => {
+                    let mut weights = *table;
+                    weights.iter_mut().for_each(|value| *value = round((*value - zero) * scale));
+                    L::look_up(&weights, codes, out);
+                }
+                Worth::Integer { half } => {
+                    let value = |code: u8| round(((f32::from(code) - half) - zero) * scale);
+                    out.iter_mut().zip(codes).for_each(|(out, code)| *out = value(*code));
+                }
+                Worth::E4m3 => {
+                    let value = |code: u8| round((e4m3_by_bits(code) - zero) * scale);
+                    out.iter_mut().zip(codes).for_each(|(out, code)| *out = value(*code));
+                }
+            }
+        }
     }
 }
 
 fn round_f16(values: &mut [f32]) {
-    let mut halves = [half::f16::ZERO; 64];
-    for values in values.chunks_mut(64) {
-        let halves = &mut halves[..values.len()];
+    let mut halves = [half::f16::ZERO; TILE];
+    for values in values.chunks_exact_mut(TILE) {
         halves.convert_from_f32_slice(values);
         halves.convert_to_f32_slice(values);
     }
 }
 
-for_each_isa! {
-    /// `table[code]`.
-    fn by_table(table: &[f32; 16], codes: &[u8], out: &mut [f32]) {
-        avx512bf16: by_permutation, avx512: by_permutation, avx2: one_by_one, portable: one_by_one,
+/// `table[code]` of codes below 16.
+trait Lookup {
+    fn look_up(table: &[f32; 16], codes: &[u8], out: &mut [f32]);
+}
+
+/// By an index each.
+struct OneByOne;
+
+impl Lookup for OneByOne {
+    #[inline(always)]
+    fn look_up(table: &[f32; 16], codes: &[u8], out: &mut [f32]) {
+        out.iter_mut().zip(codes).for_each(|(out, code)| *out = table[usize::from(code & 15)]);
     }
 }
 
-for_each_isa! {
-    /// `(code - half - zero) * scale`.
-    fn integers(half: f32, zero: f32, scale: f32, codes: &[u8], out: &mut [f32]) scale_integers
-}
+/// Sixteen at a time by one permutation of AVX-512.
+#[cfg(target_arch = "x86_64")]
+struct Permutation;
 
-for_each_isa! {
-    /// `(e4m3(code) - zero) * scale`.
-    fn floats(zero: f32, scale: f32, codes: &[u8], out: &mut [f32]) scale_floats
-}
-
-for_each_isa! {
-    /// Nearest bf16.
-    fn round_all_bf16(values: &mut [f32]) round_each
-}
-
-#[inline(always)]
-fn one_by_one(table: &[f32; 16], codes: &[u8], out: &mut [f32]) {
-    out.iter_mut().zip(codes).for_each(|(out, code)| *out = table[usize::from(code & 15)]);
-}
-
-#[inline(always)]
-fn scale_integers(half: f32, zero: f32, scale: f32, codes: &[u8], out: &mut [f32]) {
-    out.iter_mut().zip(codes).for_each(|(out, code)| *out = ((f32::from(*code) - half) - zero) * scale);
-}
-
-#[inline(always)]
-fn scale_floats(zero: f32, scale: f32, codes: &[u8], out: &mut [f32]) {
-    out.iter_mut().zip(codes).for_each(|(out, code)| *out = (e4m3_by_bits(*code) - zero) * scale);
-}
-
-#[inline(always)]
-fn round_each(values: &mut [f32]) {
-    values.iter_mut().for_each(|value| *value = round_bf16(*value));
+#[cfg(target_arch = "x86_64")]
+impl Lookup for Permutation {
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "vector loads and stores take pointers")]
+    fn look_up(table: &[f32; 16], codes: &[u8], out: &mut [f32]) {
+        use std::arch::x86_64::*;
+        let ((codes, rest), (out, out_rest)) = (codes.as_chunks::<16>(), out.as_chunks_mut::<16>());
+        // SAFETY: chunks of sixteen; only instances that are compiled for AVX-512 look up like this.
+        unsafe {
+            let table = _mm512_loadu_ps(table.as_ptr());
+            for (codes, out) in codes.iter().zip(out) {
+                let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.as_ptr().cast()));
+                _mm512_storeu_ps(out.as_mut_ptr(), _mm512_permutexvar_ps(codes, table));
+            }
+        }
+        OneByOne::look_up(table, rest, out_rest);
+    }
 }
 
 /// Value of an fp8 E4M3 (fn) code without a branch: exponent and mantissa where f32 has them, times what lies between the
@@ -142,24 +181,6 @@ fn e4m3_by_bits(code: u8) -> f32 {
     let value = f32::from_bits(magnitude << 20) * BIAS;
     let value = if magnitude == 0x7f { f32::NAN } else { value };
     f32::from_bits(value.to_bits() | u32::from(code & 0x80) << 24)
-}
-
-/// Sixteen at a time by one permutation.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-#[expect(unsafe_code, reason = "vector loads and stores take pointers")]
-fn by_permutation(table: &[f32; 16], codes: &[u8], out: &mut [f32]) {
-    use std::arch::x86_64::*;
-    let ((codes, rest), (out, out_rest)) = (codes.as_chunks::<16>(), out.as_chunks_mut::<16>());
-    // SAFETY: chunks of sixteen; the caller has AVX-512.
-    unsafe {
-        let table = _mm512_loadu_ps(table.as_ptr());
-        for (codes, out) in codes.iter().zip(out) {
-            let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.as_ptr().cast()));
-            _mm512_storeu_ps(out.as_mut_ptr(), _mm512_permutexvar_ps(codes, table));
-        }
-    }
-    one_by_one(table, rest, out_rest);
 }
 
 #[cfg(test)]
@@ -177,31 +198,43 @@ mod tests {
 
     #[test]
     fn every_instruction_set_gives_the_formula_s_weight() {
-        let codes: Vec<u8> = (0..=255).chain(0..=255).take(300).collect();
-        let kinds =
-            [(Code::Int { bits: 4 }, 15), (Code::E2m1, 15), (Code::Int { bits: 8 }, 255), (Code::E4m3, 126)];
-        for ((code, mask), rounding) in kinds
-            .into_iter()
-            .flat_map(|kind| [(kind, None), (kind, Some(DType::BF16)), (kind, Some(DType::F16))])
+        let runs = [(0, 16), (16, 37), (37, 64)].into_iter().enumerate();
+        let runs: Vec<Run> = runs.map(|(group, (start, end))| Run { start, end, group }).collect();
+        let scales: Vec<f32> = (0..3 * TILE).map(|at| 0.001 * (at as f32 + 1.0)).collect();
+        let zeros: Vec<f32> = (0..3 * TILE).map(|at| (at % 5) as f32).collect();
+        for (code, mask) in
+            [(Code::Int { bits: 4 }, 15), (Code::E2m1, 15), (Code::Int { bits: 8 }, 255), (Code::E4m3, 126)]
         {
-            let codes: Vec<u8> = codes.iter().map(|code| code & mask).collect();
+            let codes = std::array::from_fn(|at| (at * 37 / 3) as u8 & mask);
             let worth = Worth::of(code).expect("at most 8 bits");
             let number = |byte: u8| match code {
                 Code::Int { bits } => f32::from(byte) - f32::from(1_u16 << (bits - 1)),
                 Code::E2m1 => e2m1(byte),
                 Code::E4m3 | Code::Bf16 | Code::F16 | Code::F32 => e4m3(byte),
             };
-            for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
-                let mut found = vec![0.0; codes.len()];
-                values(isa, &worth, Scaling { scale: 0.037, zero: 3.0, rounding }, &codes, &mut found);
-                for (byte, found) in codes.iter().zip(found) {
-                    let exact = (number(*byte) - 3.0) * 0.037;
-                    let expected = match rounding {
-                        Some(DType::BF16) => half::bf16::from_f32(exact).to_f32(),
-                        Some(DType::F16) => half::f16::from_f32(exact).to_f32(),
-                        _ => exact,
-                    };
-                    assert_eq!(found.to_bits(), expected.to_bits(), "{isa:?} {code:?} {byte} {rounding:?}");
+            for rounding in [None, Some(DType::BF16), Some(DType::F16)] {
+                let coded = Coded {
+                    worth: &worth,
+                    codes: &codes,
+                    runs: &runs,
+                    scales: &scales,
+                    zeros: &zeros,
+                    rounding,
+                };
+                for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+                    let mut found = [0.0; TILE * TILE];
+                    values(isa, &coded, &mut found);
+                    for (at, found) in found.iter().enumerate() {
+                        let group = runs.iter().find(|run| at % TILE < run.end).expect("a run").group;
+                        let of_row = group * TILE + at / TILE;
+                        let exact = (number(codes[at]) - zeros[of_row]) * scales[of_row];
+                        let expected = match rounding {
+                            Some(DType::BF16) => half::bf16::from_f32(exact).to_f32(),
+                            Some(DType::F16) => half::f16::from_f32(exact).to_f32(),
+                            _ => exact,
+                        };
+                        assert_eq!(found.to_bits(), expected.to_bits(), "{isa:?} {code:?} {at} {rounding:?}");
+                    }
                 }
             }
         }
