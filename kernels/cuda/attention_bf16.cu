@@ -53,16 +53,17 @@ KERNEL(attend_pack, AttendPackArgs, ATTEND_PACK_THREADS, 0) {
 }
 
 struct AttendBf16Args {
-    // f32 [rows, heads * head_dim], from first_head on.
+    // f32 [rows of queries, heads * head_dim], from first_head on.
     const float* queries;
     // bf16 [heads from first_kv_head on][rows][padded_dim].
     const u16* keys;
     const u16* values;
-    // f32 [rows, heads * head_dim], from first_head on.
+    // f32 [rows of queries, heads * head_dim], from first_head on.
     float* output;
     const attention::Item* items;
     // One logit a head from first_head on that takes part in the softmax without a value; null for none.
     const float* sinks;
+    // Rows of keys and values.
     u64 rows;
     // Query heads that are computed, and the first of them.
     u32 heads, first_head;
@@ -127,15 +128,17 @@ template <u32 D> DEV void copy_tile(u32 to, const u16* window, u32 tile, u32 len
                          key + i * DOWN < length);
 }
 
-// Writes the block's queries to shared memory as bf16, zeros beyond the window's last.
+// Writes the block's queries to shared memory as bf16, zeros for those that are not there.
 template <u32 D> DEV void stage_queries(u8* to, const AttendBf16Args& args, const Item& item) {
     const u32 RUNS = D / 8;
     for (u32 i = thread(); i < QUERIES * RUNS; i += THREADS) {
         u32 row = i / RUNS, run = i % RUNS;
-        u64 query = (u64)(item.start + item.first + row) * args.heads + block_y();
-        const float* from = args.queries + query * args.head_dim;
+        u32 query = item.first + row;
         Quad packed{0, 0, 0, 0};
-        if (item.first + row < item.length) packed = load_bf16(from, run * 8, args.head_dim);
+        if (is_there(item, query)) {
+            const float* from = args.queries + (row_of(item, query) * args.heads + block_y()) * args.head_dim;
+            packed = load_bf16(from, run * 8, args.head_dim);
+        }
         store16(to + row * Tile<D>::PITCH + run * 16, packed);
     }
 }
@@ -250,8 +253,8 @@ template <u32 D> DEV void finish(const Queries<D>& queries, const AttendBf16Args
         total += shuffle_xor(total, 1);
         total += shuffle_xor(total, 2);
         u32 query = queries.position + lane() / 4 + 8 * row;
-        if (query >= item.length) continue;
-        float* to = args.output + ((u64)(item.start + query) * args.heads + block_y()) * args.head_dim;
+        if (!is_there(item, query)) continue;
+        float* to = args.output + (row_of(item, query) * args.heads + block_y()) * args.head_dim;
         UNROLL
         for (u32 d = 0; d < D / 8; d++)
             UNROLL

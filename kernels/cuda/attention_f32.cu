@@ -7,12 +7,12 @@
 #include "attention.cuh"
 
 struct AttendF32Args {
-    // f32 [rows, heads * head_dim], from first_head on.
+    // f32 [rows of queries, heads * head_dim], from first_head on.
     const float* queries;
     // f32 [rows, kv_heads * head_dim].
     const float* keys;
     const float* values;
-    // f32 [rows, heads * head_dim], from first_head on.
+    // f32 [rows of queries, heads * head_dim], from first_head on.
     float* output;
     const attention::Item* items;
     // f32 [blocks][24][pitch].
@@ -54,9 +54,10 @@ struct alignas(16) Four {
     float at[4];
 };
 
-// One head of a window, from the window's first row on.
+// One head of a window: all rows of queries and of output, keys and values from the window's first row on.
 struct Head {
     const float* queries;
+    float* output;
     const float* keys;
     const float* values;
     u32 query_stride, key_stride;
@@ -91,8 +92,8 @@ DEV void score(Shared& staged, const Head& head, const AttendF32Args& args, cons
         }
         ROLL
         for (u32 row = thread() / RUN; row < QUERIES; row += THREADS / RUN) {
-            bool there = inside && item.first + row < item.length;
-            const float* from = head.queries + (u64)(item.first + row) * head.query_stride + run;
+            bool there = inside && is_there(item, item.first + row);
+            const float* from = head.queries + (there ? row_of(item, item.first + row) : 0) * head.query_stride + run;
             staged.columns[dim * PITCH + row] = there ? from[dim] : 0.0f;
         }
         sync_block();
@@ -148,7 +149,7 @@ DEV u32 block_length(u32 keys) {
 }
 
 // Sums over values for the dimensions `run..run + RUN`: chains that start again with each block of keys.
-DEV void mix(Shared& staged, const Head& head, const AttendF32Args& args, const Item& item, u32 run, float* to) {
+DEV void mix(Shared& staged, const Head& head, const AttendF32Args& args, const Item& item, u32 run) {
     u32 column = run + thread() % RUN, first = thread() / RUN * EACH;
     bool there = column < args.head_dim;
     u32 length = block_length(item.length);
@@ -172,9 +173,10 @@ DEV void mix(Shared& staged, const Head& head, const AttendF32Args& args, const 
         }
     }
     UNROLL
-    for (u32 i = 0; i < EACH; i++)
-        if (there && item.first + first + i < item.length)
-            to[(u64)(first + i) * args.heads * args.head_dim + column] = outputs[i];
+    for (u32 i = 0; i < EACH; i++) {
+        u32 query = item.first + first + i;
+        if (there && is_there(item, query)) head.output[row_of(item, query) * head.query_stride + column] = outputs[i];
+    }
 }
 
 // One item for one head, counted from first_head on.
@@ -184,7 +186,8 @@ DEV void attend(Shared& staged, const AttendF32Args& args, const Item& item, u32
     Head head;
     head.query_stride = args.heads * args.head_dim;
     head.key_stride = args.kv_heads * args.head_dim;
-    head.queries = args.queries + (u64)item.start * head.query_stride + (u64)head_index * args.head_dim;
+    head.queries = args.queries + (u64)head_index * args.head_dim;
+    head.output = args.output + (u64)head_index * args.head_dim;
     u32 group = (args.first_head + head_index) / args.group;
     u64 key_head = (u64)item.start * head.key_stride + (u64)group * args.head_dim;
     head.keys = args.keys + key_head;
@@ -197,13 +200,12 @@ DEV void attend(Shared& staged, const AttendF32Args& args, const Item& item, u32
     sync_block();
     for (u32 i = warp(); i < QUERIES; i += THREADS / WARP) {
         u32 query = item.first + i;
-        if (query >= item.length) continue;
+        if (!is_there(item, query)) continue;
         float* row = head.scores + i * args.pitch;
         float reciprocal = exponentials(row, head, query, args.window, tiles.end * KEYS);
         if (lane() == 0) staged.reciprocals[i] = reciprocal;
     }
-    float* to = args.output + ((u64)(item.start + item.first) * args.heads + head_index) * args.head_dim;
-    for (u32 run = 0; run < args.head_dim; run += RUN) mix(staged, head, args, item, run, to);
+    for (u32 run = 0; run < args.head_dim; run += RUN) mix(staged, head, args, item, run);
 }
 
 }  // namespace exact

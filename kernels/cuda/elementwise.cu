@@ -37,7 +37,7 @@ struct GateArgs {
     u64 count;
 };
 
-// out = silu(gate) * up.
+// out = silu(gate) * up; out may be gate.
 KERNEL(gate, GateArgs, ELEMENTWISE_THREADS, 0) {
     u64 i = element();
     if (i < args.count) args.out[i] = silu(args.gate[i]) * args.up[i];

@@ -95,6 +95,27 @@ pub struct AttentionShape {
     pub window: Option<usize>,
 }
 
+/// Rows of one window that a buffer holds: consecutive positions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Rows of the buffer.
+    pub rows: Range<usize>,
+    /// Position in the window of the first of them.
+    pub first: usize,
+}
+
+impl Span {
+    /// All rows of each of `windows`.
+    pub fn whole(windows: &[Range<usize>]) -> Vec<Span> {
+        windows.iter().map(|window| Span { rows: window.clone(), first: 0 }).collect()
+    }
+
+    /// Positions in the window that are held.
+    pub fn positions(&self) -> Range<usize> {
+        self.first..self.first + self.rows.len()
+    }
+}
+
 /// Partial log-sum-exps of a run of vocabulary tiles.
 #[derive(Clone, Debug, Default)]
 pub struct HeadTiles {
@@ -217,17 +238,13 @@ pub trait Backend: Send + Sync {
         windows: &[Range<usize>],
     ) -> Result<(), KernelError>;
 
-    /// Rotates the heads of each row by its position inside its window.
-    fn rotate(
-        &self,
-        x: &mut Self::Buffer,
-        rotation: &Rotation,
-        windows: &[Range<usize>],
-    ) -> Result<(), KernelError>;
+    /// Rotates the heads of each row by its position inside its window; `spans` say which rows are which positions.
+    fn rotate(&self, x: &mut Self::Buffer, rotation: &Rotation, spans: &[Span]) -> Result<(), KernelError>;
 
-    /// Causal attention of the query heads `heads`, each of `windows` by itself: [rows, heads.len() * head_dim]. `q`
-    /// holds the columns of these heads alone, [rows, heads.len() * head_dim]; `k` and `v` are
-    /// [rows, kv_heads * head_dim]. Heads are counted in `shape`: head h sees key head h / (heads / kv_heads).
+    /// Causal attention of the query heads `heads`, each window by itself: [query rows, heads.len() * head_dim]. `q`
+    /// holds the columns of these heads alone, of the rows that `queries` says, one span a window; `k` and `v` are
+    /// [rows, kv_heads * head_dim] with the rows of all positions, `windows`. Heads are counted in `shape`: head h sees
+    /// key head h / (heads / kv_heads). A query has the same bits whichever others are asked for.
     #[expect(clippy::too_many_arguments, reason = "query, key and value are three things")]
     fn attend(
         &self,
@@ -237,11 +254,13 @@ pub trait Backend: Send + Sync {
         shape: &AttentionShape,
         heads: Range<usize>,
         compute: Compute,
+        queries: &[Span],
         windows: &[Range<usize>],
     ) -> Result<Self::Buffer, KernelError>;
 
-    /// `silu(gate) * up`, element by element: [rows, width].
-    fn gate(&self, gate: &Self::Buffer, up: &Self::Buffer) -> Result<Self::Buffer, KernelError>;
+    /// `silu(gate) * up`, element by element: [rows, width]. Takes the gate for good, so that a device may write the
+    /// product over it.
+    fn gate(&self, gate: Self::Buffer, up: &Self::Buffer) -> Result<Self::Buffer, KernelError>;
 
     /// `x += y`, element by element.
     fn add(&self, x: &mut Self::Buffer, y: &Self::Buffer) -> Result<(), KernelError>;

@@ -21,7 +21,7 @@ mod rotation;
 mod route;
 
 pub use backend::{
-    AttentionShape, Backend, BackendIdentity, HeadTiles, KernelError, Pieces, Quantizer, Treatment,
+    AttentionShape, Backend, BackendIdentity, HeadTiles, KernelError, Pieces, Quantizer, Span, Treatment,
     VOCABULARY_TILE,
 };
 pub use numerics::{Compute, NUMERICS_REVISION};

@@ -80,6 +80,12 @@ const BUGS: &[Bug] = &[
         planted: "bool seen = key < query &&",
     },
     Bug {
+        what: "queries taken for those of the window's first rows",
+        file: "attention.cuh",
+        line: "(u64)item.row + (position - item.begin)",
+        planted: "(u64)item.row + position",
+    },
+    Bug {
         what: "a denominator that is not rescaled",
         file: "attention_bf16.cu",
         line: "queries.total[row] * shrink + sum",

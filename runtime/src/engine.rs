@@ -13,8 +13,10 @@ use crate::block::Context;
 use crate::error::{Error, Result};
 use crate::head;
 use crate::hidden::Hidden;
+use crate::last_layer::rows_stand_alone;
 use crate::observer::Observer;
 use crate::parts::Parts;
+use crate::rows::Rows;
 use crate::schedule::{Batch, Schedule};
 use crate::snapshot::Snapshot;
 use crate::stage::Stage;
@@ -87,7 +89,13 @@ impl<'a, B: Backend> Engine<'a, B> {
             return Ok(Vec::new());
         }
         let ids: Vec<&[u32]> = windows.iter().map(|window| window.ids.as_slice()).collect();
-        let batches = self.batches(&ids);
+        let mut batches = self.batches(&ids);
+        if self.stage.outgoing.is_none()
+            && !self.stage.layers.is_empty()
+            && rows_stand_alone(self.parts.inventory(), self.settings.acts)
+        {
+            batches = batches.into_iter().map(|batch| batch.only_predicting(windows)).collect();
+        }
         let hidden = self.run(&ids, &batches, resume, observer).map_err(|error| of_all(error, windows))?;
         if let Some(outgoing) = self.stage.outgoing {
             outgoing.send(self.on_host(hidden)?)?;
@@ -98,7 +106,8 @@ impl<'a, B: Backend> Engine<'a, B> {
         let mut scores = Vec::with_capacity(windows.len());
         for (batch, hidden) in batches.iter().zip(hidden) {
             let hidden = hidden.into_buffer(self.backend)?;
-            let (context, windows) = (self.context(&rotation, batch), &windows[batch.windows.clone()]);
+            let context = Context { rows: batch.last(), ..self.context(&rotation, batch) };
+            let windows = &windows[batch.windows.clone()];
             scores.extend(head::score_windows(&context, &head, windows, &hidden, vocabulary)?);
         }
         observer.advanced(self.stage.steps());
@@ -158,7 +167,7 @@ impl<'a, B: Backend> Engine<'a, B> {
             epsilon: self.spec().norm_eps as f32,
             rotation,
             first_window: batch.windows.start,
-            windows: &batch.rows,
+            rows: &batch.rows,
         }
     }
 
@@ -173,8 +182,10 @@ impl<'a, B: Backend> Engine<'a, B> {
         let layers = self.stage.layers.clone();
         let rotation = self.rotation(sequences.iter().map(|ids| ids.len()).max().unwrap_or(0));
         let contexts: Vec<_> = batches.iter().map(|batch| self.context(&rotation, batch)).collect();
-        let elements: usize = batches.iter().map(Batch::len).sum::<usize>() * self.spec().hidden;
-        let usable = resume.filter(|s| s.hidden.len() == elements && s.layer <= layers.end);
+        let usable = resume.filter(|snapshot| {
+            let rows = batches.iter().map(|batch| self.rows_before(snapshot.layer, batch).len());
+            snapshot.layer <= layers.end && snapshot.hidden.len() == rows.sum::<usize>() * self.spec().hidden
+        });
         let first = usable.as_ref().map_or(layers.start, |snapshot| snapshot.layer);
         let mut hidden = self.begin(sequences, batches, &contexts, usable)?;
         observer.advanced(first - layers.start);
@@ -187,7 +198,7 @@ impl<'a, B: Backend> Engine<'a, B> {
             // The next layer is read and handed over while this one runs.
             let load = || (index + 1 < layers.end).then(|| self.parts.layer(index + 1)).transpose();
             let (done, loaded) =
-                rayon::join(|| self.run_layer(index, &weights, &contexts, &mut hidden), load);
+                rayon::join(|| self.run_layer(index, &weights, batches, &contexts, &mut hidden), load);
             done?;
             next = loaded?;
             observer.advanced(index + 1 - layers.start);
@@ -203,6 +214,11 @@ impl<'a, B: Backend> Engine<'a, B> {
             }
         }
         Ok(hidden)
+    }
+
+    /// Rows of a batch whose hidden states there are before layer `layer`.
+    fn rows_before<'b>(&self, layer: usize, batch: &'b Batch) -> &'b Rows {
+        if layer == self.stage.layers.end { batch.last() } else { &batch.rows }
     }
 
     /// Whether any of the ranks that share the model says so.
@@ -221,6 +237,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         resume: Option<Snapshot>,
     ) -> Result<Vec<Hidden<B>>> {
         let width = self.spec().hidden;
+        let layer = resume.as_ref().map_or(self.stage.layers.start, |snapshot| snapshot.layer);
         let ready = match (resume, self.stage.incoming) {
             (Some(Snapshot { hidden, .. }), _) => Some(hidden),
             (None, Some(incoming)) => Some(self.received(incoming, batches)?),
@@ -229,7 +246,8 @@ impl<'a, B: Backend> Engine<'a, B> {
         let table = if ready.is_none() { Some(self.parts.embedding()?) } else { None };
         let mut row = 0;
         let begin = |(batch, context): (&Batch, &Context<'_, B>)| {
-            let rows = row..row + batch.len();
+            let held = self.rows_before(layer, batch);
+            let rows = row..row + held.len();
             row = rows.end;
             let buffer = match (&table, &ready) {
                 (_, Some(hidden)) => {
@@ -240,7 +258,7 @@ impl<'a, B: Backend> Engine<'a, B> {
                 }
                 (None, None) => unreachable!("hidden states that are not there are embedded"),
             };
-            context.check(&self.spec().embedding, &buffer)?;
+            Context { rows: held, ..*context }.check(&self.spec().embedding, &buffer)?;
             Hidden::put(self.backend, width, buffer, self.schedule.hidden)
         };
         batches.iter().zip(contexts).map(begin).collect()
@@ -266,12 +284,14 @@ impl<'a, B: Backend> Engine<'a, B> {
         &self,
         index: usize,
         weights: &BlockWeights<B>,
+        batches: &[Batch],
         contexts: &[Context<'_, B>],
         hidden: &mut [Hidden<B>],
     ) -> Result<()> {
         let block = &self.spec().blocks[index];
-        for (context, hidden) in contexts.iter().zip(hidden) {
-            hidden.update(self.backend, |hidden| context.block(block, weights, hidden))?;
+        for ((batch, context), hidden) in batches.iter().zip(contexts).zip(hidden) {
+            let leaving = batch.last.as_ref().filter(|_| index + 1 == self.stage.layers.end);
+            hidden.update(self.backend, |hidden| context.block(block, weights, hidden, leaving))?;
         }
         Ok(())
     }

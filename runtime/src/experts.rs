@@ -28,7 +28,7 @@ impl<B: Backend> Context<'_, B> {
         x: &B::Buffer,
     ) -> Result<B::Buffer> {
         let backend = self.backend;
-        let logits = self.linear(router, x, self.windows)?;
+        let logits = self.linear(router, x, &self.rows.windows)?;
         let tokens = backend.route(&logits, top_k, renormalize)?;
         drop(logits);
         let busy: Vec<Busy<'_, B>> = experts
@@ -37,9 +37,8 @@ impl<B: Backend> Context<'_, B> {
             .filter(|(_, tokens)| !tokens.rows.is_empty())
             .map(|(weights, tokens)| Busy { weights, windows: self.gathered(&tokens.rows), tokens })
             .collect();
-        let rows = self.windows.last().map_or(0, |window| window.end);
         let width = experts.first().map_or(0, |expert| backend.rows(&expert.down.matrix));
-        let mut sum = backend.zeros(rows, width)?;
+        let mut sum = backend.zeros(self.rows.len(), width)?;
         for experts in busy.chunks(EXPERTS_AT_ONCE) {
             let outputs = self.gated_experts(experts, x)?;
             for (expert, y) in experts.iter().zip(&outputs) {
@@ -70,9 +69,9 @@ impl<B: Backend> Context<'_, B> {
         drop(gathered);
         let up = self.linear_experts(experts, &ups, &operands)?;
         drop(operands);
-        let inner = gate.iter().zip(&up).map(|(gate, up)| Ok(backend.gate(gate, up)?));
+        let inner = gate.into_iter().zip(&up).map(|(gate, up)| Ok(backend.gate(gate, up)?));
         let inner: Vec<B::Buffer> = inner.collect::<Result<_>>()?;
-        drop((gate, up));
+        drop(up);
         let operands = self.prepare_experts(experts, &downs, &inner)?;
         drop(inner);
         self.linear_experts(experts, &downs, &operands)
@@ -117,7 +116,7 @@ impl<B: Backend> Context<'_, B> {
     /// Where the rows of each window are among ascending gathered rows.
     fn gathered(&self, rows: &[u32]) -> Vec<Range<usize>> {
         let before = |row: usize| rows.partition_point(|gathered| (*gathered as usize) < row);
-        self.windows.iter().map(|window| before(window.start)..before(window.end)).collect()
+        self.rows.windows.iter().map(|window| before(window.start)..before(window.end)).collect()
     }
 }
 

@@ -1,12 +1,13 @@
 //! The end of a pass over one batch: final norm and head, as log-likelihoods of scored positions or as logits.
 
 use ctq_kernels::{Backend, Treatment};
-use ctq_model::scheme::{ActivationScale, ActivationSharing};
 use ctq_model::window::{Window, WindowScores};
 
 use crate::block::Context;
 use crate::error::{Error, Result};
+use crate::last_layer::is_of_window;
 use crate::parts::HeadWeights;
+use crate::rows::Rows;
 use crate::score::score;
 
 /// Rows that have logits at once where all of them are handed out: a whole window of a large vocabulary would be
@@ -14,6 +15,7 @@ use crate::score::score;
 const LOGIT_ROWS: usize = 256;
 
 /// Log-likelihoods of the scored positions of a batch's windows, softmax over the first `vocabulary` rows of the head.
+/// `hidden` has the rows of `context`: all of a window, or those that predict a scored position.
 pub(crate) fn score_windows<B: Backend>(
     context: &Context<'_, B>,
     head: &HeadWeights<B>,
@@ -22,40 +24,33 @@ pub(crate) fn score_windows<B: Backend>(
     vocabulary: usize,
 ) -> Result<Vec<WindowScores>> {
     let linear = &head.linear;
+    let predicting = Rows::predicting(windows);
     // Only the rows that predict a scored token need logits, unless a scale is shared by the whole window.
-    let whole = shares_scale(&linear.input);
-    let mut rows = Vec::new();
-    let mut targets = Vec::new();
-    let mut ranges = Vec::new();
-    for (window, range) in windows.iter().zip(context.windows) {
-        let first = rows.len();
-        let predicted = if whole { 1..window.ids.len() + 1 } else { window.scored.clone() };
-        for position in predicted {
-            rows.push((range.start + position - 1) as u32);
-            // The last row has no target; it is here for its part in a shared scale.
-            targets.push(window.ids.get(position).copied().unwrap_or(0));
-        }
-        ranges.push(first..rows.len());
+    let rows = if shares_scale(&linear.input) { context.rows } else { &predicting };
+    let normed = if rows == context.rows {
+        context.backend.norm(hidden, &head.norm, context.epsilon)?
+    } else {
+        let gathered = context.backend.gather(hidden, &context.rows.find(rows))?;
+        context.backend.norm(&gathered, &head.norm, context.epsilon)?
+    };
+    let target = |window: &Window, position: usize| {
+        // The last row has no target; it is here for its part in a shared scale.
+        window.ids.get(position + 1).copied().unwrap_or(0)
+    };
+    let spans = windows.iter().zip(&rows.spans);
+    let targets: Vec<u32> =
+        spans.flat_map(|(window, span)| span.positions().map(|position| target(window, position))).collect();
+    let nll = score(&Context { rows, ..*context }, linear, &normed, &targets, vocabulary)?;
+    if let Some(row) = nll.iter().position(|nll| !nll.is_finite()) {
+        let (window, position) = rows.place(row);
+        let (module, window) = (linear.module.clone(), windows[window].index);
+        return Err(Error::NonFinite { module, window, position });
     }
-    let gathered = context.backend.gather(hidden, &rows)?;
-    let normed = context.backend.norm(&gathered, &head.norm, context.epsilon)?;
-    drop(gathered);
-    let nll = score(&Context { windows: &ranges, ..*context }, linear, &normed, &targets, vocabulary)?;
-    // Position of the first row of a window that has logits.
-    let first_position = |window: &Window| if whole { 0 } else { window.scored.start - 1 };
-    if let Some(row) = nll.iter().position(|nll| !nll.is_finite())
-        && let Some((range, window)) = ranges.iter().zip(windows).find(|(range, _)| range.contains(&row))
-    {
-        let (module, position) = (linear.module.clone(), first_position(window) + row - range.start);
-        return Err(Error::NonFinite { module, window: window.index, position });
-    }
-    let scores = windows.iter().zip(ranges).map(|(window, range)| {
-        let first = range.start + window.scored.start - 1 - first_position(window);
-        WindowScores {
-            window: window.index,
-            first: window.scored.start,
-            nll: nll[first..first + window.scored.len()].to_vec(),
-        }
+    let mut scored = rows.find(&predicting).into_iter().map(|row| nll[row as usize]);
+    let scores = windows.iter().map(|window| WindowScores {
+        window: window.index,
+        first: window.scored.start,
+        nll: scored.by_ref().take(window.scored.len()).collect(),
     });
     Ok(scores.collect())
 }
@@ -68,16 +63,14 @@ pub(crate) fn logits<B: Backend, E: From<Error>>(
     sink: &mut impl FnMut(&[f32]) -> Result<(), E>,
 ) -> Result<(), E> {
     let backend = context.backend;
-    for window in context.windows {
+    for window in &context.rows.windows {
         let step = if shares_scale(&head.linear.input) { window.len() } else { LOGIT_ROWS };
         for start in window.clone().step_by(step.max(1)) {
             let rows: Vec<u32> = (start..window.end.min(start + step)).map(|row| row as u32).collect();
-            let range = 0..rows.len();
-            let ranges = std::slice::from_ref(&range);
+            let part = Rows::of(std::iter::once(start - window.start..start - window.start + rows.len()));
             let logits = || -> Result<Vec<f32>> {
                 let normed = backend.norm(&backend.gather(hidden, &rows)?, &head.norm, context.epsilon)?;
-                let part = Context { windows: ranges, ..*context };
-                Ok(backend.download(&part.linear(&head.linear, &normed, ranges)?)?)
+                Ok(backend.download(&context.linear(&head.linear, &normed, &part.windows)?)?)
             };
             sink(&logits()?)?;
         }
@@ -90,8 +83,7 @@ fn shares_scale(treatment: &Treatment) -> bool {
     match treatment {
         Treatment::Plain => false,
         Treatment::FakeQuantized(quantizer) | Treatment::Exact(quantizer) => {
-            quantizer.activation.sharing == ActivationSharing::Tensor
-                && quantizer.activation.scale != ActivationScale::Static
+            is_of_window(quantizer.activation)
         }
     }
 }

@@ -53,7 +53,7 @@ impl<B: Backend> Lockstep for Engine<'_, B> {
         let rotation = self.rotation(batch.len());
         let weights = self.parts.layer(index)?;
         let mut hidden = self.backend.upload(self.spec().hidden, hidden)?;
-        self.context(&rotation, &batch).block(&self.spec().blocks[index], &weights, &mut hidden)?;
+        self.context(&rotation, &batch).block(&self.spec().blocks[index], &weights, &mut hidden, None)?;
         Ok(self.backend.download(&hidden)?)
     }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use ctq_container::{LayerSource, PartTiles};
 use ctq_kernels::Backend;
 use ctq_model::Spec;
-use ctq_model::inventory::Part;
+use ctq_model::inventory::{Inventory, Part};
 
 use crate::error::{Error, Result};
 use crate::stage::Stage;
@@ -53,7 +53,11 @@ impl<'a, B: Backend> Parts<'a, B> {
     }
 
     pub(crate) fn spec(&self) -> &'a Spec {
-        &self.source.inventory().spec
+        &self.inventory().spec
+    }
+
+    pub(crate) fn inventory(&self) -> &'a Inventory {
+        self.source.inventory()
     }
 
     /// A layer.

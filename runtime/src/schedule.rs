@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
+use ctq_model::window::Window;
+
 use crate::groups::groups;
+use crate::rows::Rows;
 
 /// Experts that run together. Their intermediate results are in memory at the same time; a token has copies for as many
 /// of them as it goes to.
@@ -42,26 +45,34 @@ pub(crate) struct Batch {
     /// Which windows of the group.
     pub(crate) windows: Range<usize>,
     /// Rows of each of them in the batch's buffers.
-    pub(crate) rows: Vec<Range<usize>>,
+    pub(crate) rows: Rows,
+    /// Rows that leave the last layer; `None`: all.
+    pub(crate) last: Option<Rows>,
 }
 
 impl Batch {
     /// Cuts windows of `lengths` tokens into batches of at most `tokens` tokens, at least one window each, in order.
     pub(crate) fn cut(lengths: &[usize], tokens: usize) -> Vec<Batch> {
         let batch = |windows: Range<usize>| {
-            let mut end = 0;
-            let row = |length: &usize| {
-                end += length;
-                end - length..end
-            };
-            Batch { rows: lengths[windows.clone()].iter().map(row).collect(), windows }
+            let rows = Rows::of(lengths[windows.clone()].iter().map(|length| 0..*length));
+            Batch { rows, last: None, windows }
         };
         groups(lengths, tokens).into_iter().map(batch).collect()
     }
 
+    /// The same where only the rows that predict a scored position leave the last layer. `windows`: of the group.
+    pub(crate) fn only_predicting(self, windows: &[Window]) -> Batch {
+        Batch { last: Some(Rows::predicting(&windows[self.windows.clone()])), ..self }
+    }
+
     /// Rows of all its windows.
     pub(crate) fn len(&self) -> usize {
-        self.rows.last().map_or(0, |rows| rows.end)
+        self.rows.len()
+    }
+
+    /// Rows that leave the last layer.
+    pub(crate) fn last(&self) -> &Rows {
+        self.last.as_ref().unwrap_or(&self.rows)
     }
 }
 
@@ -75,8 +86,8 @@ mod tests {
         assert_eq!(
             batches,
             [
-                Batch { windows: 0..2, rows: vec![0..3, 3..5] },
-                Batch { windows: 2..3, rows: std::iter::once(0..4).collect() }
+                Batch { windows: 0..2, rows: Rows::of([0..3, 0..2]), last: None },
+                Batch { windows: 2..3, rows: Rows::of(std::iter::once(0..4)), last: None }
             ]
         );
         assert_eq!(batches.iter().map(Batch::len).collect::<Vec<_>>(), [5, 4]);

@@ -26,7 +26,7 @@ pub(crate) fn score<B: Backend>(
     vocabulary: usize,
 ) -> Result<Vec<f64>> {
     let backend = context.backend;
-    let operand = backend.prepare(hidden, &head.input, context.compute, context.windows)?;
+    let operand = backend.prepare(hidden, &head.input, context.compute, &context.rows.windows)?;
     let rows = targets.len();
     let targets: Vec<Option<u32>> = targets.iter().map(|target| Some(*target)).collect();
     let block = (LOGITS_BYTES / 4 / rows.max(1)) / VOCABULARY_TILE * VOCABULARY_TILE;

@@ -8,7 +8,7 @@ use ctq_container::TiledMatrix;
 use ctq_kernels::cpu::{Cpu, CpuBuffer, CpuMatrix, CpuOperand};
 use ctq_kernels::{
     AttentionShape, Backend, BackendIdentity, Compute, ExpertTokens, HeadTiles, KernelError, Pieces,
-    Quantizer, Renormalize, Rotation, Treatment,
+    Quantizer, Renormalize, Rotation, Span, Treatment,
 };
 
 /// What an allocation that fails asks for.
@@ -111,8 +111,8 @@ impl Backend for Cramped {
         self.cpu.fake_quantize(x, quantizer, head_dim, windows)
     }
 
-    fn rotate(&self, x: &mut CpuBuffer, rotation: &Rotation, windows: &[Range<usize>]) -> Result<()> {
-        self.cpu.rotate(x, rotation, windows)
+    fn rotate(&self, x: &mut CpuBuffer, rotation: &Rotation, spans: &[Span]) -> Result<()> {
+        self.cpu.rotate(x, rotation, spans)
     }
 
     fn attend(
@@ -123,12 +123,13 @@ impl Backend for Cramped {
         shape: &AttentionShape,
         heads: Range<usize>,
         compute: Compute,
+        queries: &[Span],
         windows: &[Range<usize>],
     ) -> Result<CpuBuffer> {
-        self.cpu.attend(q, k, v, shape, heads, compute, windows)
+        self.cpu.attend(q, k, v, shape, heads, compute, queries, windows)
     }
 
-    fn gate(&self, gate: &CpuBuffer, up: &CpuBuffer) -> Result<CpuBuffer> {
+    fn gate(&self, gate: CpuBuffer, up: &CpuBuffer) -> Result<CpuBuffer> {
         self.cpu.gate(gate, up)
     }
 

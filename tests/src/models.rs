@@ -1,6 +1,6 @@
 //! Checkpoints as models to run, on the fly and converted, without the `ctq` program in between.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use ctq_container::{Container, LayerSource, Overwrite};
@@ -9,6 +9,8 @@ use ctq_kernels::Compute;
 use ctq_kernels::cpu::Cpu;
 use ctq_model::{Checkpoint, Inventory};
 use ctq_runtime::{Acts, Engine, Error, Settings};
+
+use crate::assets;
 
 /// A checkpoint tiled on the fly.
 ///
@@ -50,4 +52,25 @@ pub fn logits(source: &dyn LayerSource, rows: &[Vec<u32>], settings: Settings) -
         Ok::<(), Error>(())
     })?;
     Ok(logits)
+}
+
+/// The bundled FP8 checkpoint with activation scales found at run time instead of stored ones.
+///
+/// # Panics
+/// If it cannot be copied.
+pub fn dynamic_per_tensor(parent: &Path) -> PathBuf {
+    let (from, to) = (assets::golden("bundled/FP8"), parent.join("dynamic-per-tensor"));
+    std::fs::create_dir(&to).expect("a new folder");
+    for entry in std::fs::read_dir(&from).expect("a checkpoint") {
+        let path = entry.expect("directory entry").path();
+        std::fs::copy(&path, to.join(assets::name(&path))).expect("copied");
+    }
+    let config = std::fs::read(to.join("config.json")).expect("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&config).expect("JSON");
+    let inputs = &mut config["quantization_config"]["config_groups"]["group_0"]["input_activations"];
+    assert_eq!(inputs["strategy"], "tensor");
+    inputs["dynamic"] = true.into();
+    std::fs::remove_file(to.join("config.json")).expect("removed");
+    std::fs::write(to.join("config.json"), config.to_string()).expect("written");
+    to
 }

@@ -2,7 +2,7 @@
 //! interruptions and instruction sets. Every score of a run is compared bit for bit with one plain run.
 
 use std::num::NonZero;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Mutex;
 
 use ctq_container::LayerSource;
@@ -264,7 +264,7 @@ fn going_on_from_a_snapshot_after_any_layer() {
 #[test]
 fn scales_that_all_tokens_share_do_not_see_other_windows() {
     let parent = tempfile::tempdir().expect("a temporary folder");
-    let folder = dynamic_per_tensor(parent.path());
+    let folder = models::dynamic_per_tensor(parent.path());
     let subject = Subject::open(folder);
     for settings in subject.settings() {
         let plain = subject.plain(settings);
@@ -282,22 +282,4 @@ fn scales_that_all_tokens_share_do_not_see_other_windows() {
     let fixed = Subject::open(assets::golden("bundled/FP8"));
     let library = models::settings(Acts::Library, Compute::F32);
     assert!(!same_scores(&subject.plain(library)[0], &fixed.plain(library)[0]));
-}
-
-/// The bundled FP8 checkpoint with activation scales found at run time instead of stored ones.
-fn dynamic_per_tensor(parent: &Path) -> PathBuf {
-    let (from, to) = (assets::golden("bundled/FP8"), parent.join("dynamic-per-tensor"));
-    std::fs::create_dir(&to).expect("a new folder");
-    for entry in std::fs::read_dir(&from).expect("a checkpoint") {
-        let path = entry.expect("directory entry").path();
-        std::fs::copy(&path, to.join(assets::name(&path))).expect("copied");
-    }
-    let config = std::fs::read(to.join("config.json")).expect("config.json");
-    let mut config: serde_json::Value = serde_json::from_slice(&config).expect("JSON");
-    let inputs = &mut config["quantization_config"]["config_groups"]["group_0"]["input_activations"];
-    assert_eq!(inputs["strategy"], "tensor");
-    inputs["dynamic"] = true.into();
-    std::fs::remove_file(to.join("config.json")).expect("removed");
-    std::fs::write(to.join("config.json"), config.to_string()).expect("written");
-    to
 }

@@ -19,7 +19,7 @@ use ctq_model::matrix::{Code, Formula, Sharing};
 use serde::Serialize;
 
 use crate::Compute;
-use crate::backend::{AttentionShape, Backend, KernelError, Pieces, Treatment};
+use crate::backend::{AttentionShape, Backend, KernelError, Pieces, Span, Treatment};
 use crate::random::Random;
 
 /// One measured operation.
@@ -110,8 +110,9 @@ pub fn attention<B: Backend>(
     let upload = |heads: usize| backend.upload(heads * shape.head_dim, &noise(m * heads * shape.head_dim));
     let (q, k, v) = (upload(shape.heads)?, upload(shape.kv_heads)?, upload(shape.kv_heads)?);
     let ranges: Vec<_> = (0..windows).map(|window| window * length..(window + 1) * length).collect();
+    let queries = Span::whole(&ranges);
     let seconds = time(backend, effort, || {
-        backend.attend(&q, &k, &v, shape, 0..shape.heads, compute, &ranges).map(drop)
+        backend.attend(&q, &k, &v, shape, 0..shape.heads, compute, &queries, &ranges).map(drop)
     })?;
     let width = shape.heads * shape.head_dim;
     // Two products; a causal mask leaves half of the pairs.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::rows::windows;
 use super::{Bound, Case, Findings, Size};
 use crate::Compute;
-use crate::backend::{AttentionShape, Backend, KernelError};
+use crate::backend::{AttentionShape, Backend, KernelError, Span};
 use crate::random::Random;
 
 /// Same tiles and rounding points, another order of sums: what differs is which way a probability rounds.
@@ -17,13 +17,25 @@ struct AttentionCase {
     rows: usize,
     compute: Compute,
     windows: Vec<Range<usize>>,
-    /// Rows of the result that are looked at.
-    shown: Range<usize>,
+    /// Positions of each window whose queries are there.
+    queries: Vec<Range<usize>>,
+    /// Positions of each window whose results are looked at: some of those that are there.
+    shown: Vec<Range<usize>>,
 }
 
 impl AttentionCase {
     fn new(shape: AttentionShape, rows: usize, compute: Compute) -> AttentionCase {
-        AttentionCase { shape, heads: 0..shape.heads, rows, compute, windows: windows(rows), shown: 0..rows }
+        let windows = windows(rows);
+        let all: Vec<Range<usize>> = windows.iter().map(|window| 0..window.len()).collect();
+        AttentionCase {
+            shape,
+            heads: 0..shape.heads,
+            rows,
+            compute,
+            windows,
+            queries: all.clone(),
+            shown: all,
+        }
     }
 }
 
@@ -52,12 +64,17 @@ pub(super) fn cases<S: Backend, E: Backend>(findings: &mut Findings<'_, S, E>, s
             // The second sequence by itself; the first sequence's rows are not looked at.
             let alone = AttentionCase {
                 windows: whole.windows[1..].to_vec(),
-                shown: whole.windows[1].clone(),
+                queries: whole.queries[1..].to_vec(),
+                shown: whole.shown[1..].to_vec(),
                 ..AttentionCase::new(shape, rows, compute)
             };
-            let beside =
-                AttentionCase { shown: alone.shown.clone(), ..AttentionCase::new(shape, rows, compute) };
-            findings.same(&alone, &beside);
+            let shown = vec![0..0, whole.shown[1].clone()];
+            findings.same(&alone, &AttentionCase { shown, ..AttentionCase::new(shape, rows, compute) });
+            // The last third of the queries, and a few that end before the window does.
+            let some = vec![rows * 2 / 5..whole.windows[0].len(), 3..whole.windows[1].len() - 2];
+            let part = AttentionCase { queries: some.clone(), shown: some.clone(), ..whole };
+            findings.hold(&part);
+            findings.same(&part, &AttentionCase { shown: some, ..AttentionCase::new(shape, rows, compute) });
         }
     }
     findings.hold(&AttentionCase::new(shape(2, 1, 64, None), 1, Compute::Bf16));
@@ -76,7 +93,8 @@ impl Case for AttentionCase {
     }
 
     fn name(&self) -> String {
-        format!("{:?} {:?}, heads {:?}, windows {:?}", self.compute, self.shape, self.heads, self.windows)
+        let AttentionCase { shape, heads, compute, windows, queries, .. } = self;
+        format!("{compute:?} {shape:?}, heads {heads:?}, windows {windows:?}, queries {queries:?}")
     }
 
     fn bound(&self) -> Bound {
@@ -95,14 +113,23 @@ impl Case for AttentionCase {
         };
         let (q, k, v) = (random_values(heads), random_values(kv_heads), random_values(kv_heads));
         let columns = self.heads.start * head_dim..self.heads.end * head_dim;
-        let q: Vec<f32> =
-            q.chunks_exact(heads * head_dim).flat_map(|row| &row[columns.clone()]).copied().collect();
+        let rows: Vec<&[f32]> = q.chunks_exact(heads * head_dim).map(|row| &row[columns.clone()]).collect();
+        let (mut q, mut spans, mut end) = (Vec::new(), Vec::new(), 0);
+        for (window, positions) in self.windows.iter().zip(&self.queries) {
+            spans.push(Span { rows: end..end + positions.len(), first: positions.start });
+            end += positions.len();
+            q.extend(rows[window.clone()][positions.clone()].concat());
+        }
         let q = backend.upload(columns.len(), &q)?;
         let [k, v] = [k, v].map(|values| backend.upload(kv_heads * head_dim, &values));
         let (k, v) = (k?, v?);
-        let mixed =
-            backend.attend(&q, &k, &v, &self.shape, self.heads.clone(), self.compute, &self.windows)?;
-        let width = self.heads.len() * head_dim;
-        Ok(backend.download(&mixed)?[self.shown.start * width..self.shown.end * width].to_vec())
+        let (heads, compute) = (self.heads.clone(), self.compute);
+        let mixed = backend.attend(&q, &k, &v, &self.shape, heads, compute, &spans, &self.windows)?;
+        let mixed = backend.download(&mixed)?;
+        let shown = spans.iter().zip(&self.shown).flat_map(|(span, shown)| {
+            let row = |position: usize| (span.rows.start + position - span.first) * columns.len();
+            if shown.is_empty() { &[][..] } else { &mixed[row(shown.start)..row(shown.end)] }
+        });
+        Ok(shown.copied().collect())
     }
 }

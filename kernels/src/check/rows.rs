@@ -6,7 +6,7 @@ use ctq_model::rope::{Rope, RopeScaling};
 
 use super::{Bound, Case, Findings, Size};
 use crate::Rotation;
-use crate::backend::{Backend, KernelError};
+use crate::backend::{Backend, KernelError, Span};
 use crate::random::Random;
 use crate::route::Renormalize;
 
@@ -14,7 +14,7 @@ use crate::route::Renormalize;
 #[derive(Clone, Copy, Debug)]
 enum Operation {
     Norm { run: usize },
-    Rotate { head_dim: usize },
+    Rotate { head_dim: usize, first: usize },
     Gate,
     Add,
     Gather,
@@ -40,7 +40,8 @@ pub(super) fn cases<S: Backend, E: Backend>(findings: &mut Findings<'_, S, E>, s
         let operations = [
             Operation::Norm { run: width },
             Operation::Norm { run: 16 },
-            Operation::Rotate { head_dim: 16 },
+            Operation::Rotate { head_dim: 16, first: 0 },
+            Operation::Rotate { head_dim: 16, first: 5 },
             Operation::Gate,
             Operation::Add,
             Operation::Gather,
@@ -95,14 +96,15 @@ impl Case for RowCase {
         let mut x = upload(&values)?;
         match self.operation {
             Operation::Norm { run } => backend.download(&backend.norm(&x, &others[..run], 1e-5)?),
-            Operation::Rotate { head_dim } => {
+            Operation::Rotate { head_dim, first } => {
                 let rope = Rope { theta: 10_000.0, scaling: RopeScaling::Default };
                 let windows = windows(rows);
-                let longest = windows.iter().map(Range::len).max().unwrap_or(0);
-                backend.rotate(&mut x, &Rotation::new(&rope, head_dim, longest), &windows)?;
+                let positions = first + windows.iter().map(Range::len).max().unwrap_or(0);
+                let spans: Vec<Span> = windows.into_iter().map(|rows| Span { rows, first }).collect();
+                backend.rotate(&mut x, &Rotation::new(&rope, head_dim, positions), &spans)?;
                 backend.download(&x)
             }
-            Operation::Gate => backend.download(&backend.gate(&x, &upload(&others)?)?),
+            Operation::Gate => backend.download(&backend.gate(x, &upload(&others)?)?),
             Operation::Add => {
                 backend.add(&mut x, &upload(&others)?)?;
                 backend.download(&x)

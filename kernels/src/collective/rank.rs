@@ -15,7 +15,7 @@ use ctq_model::scheme::ActivationScale;
 use super::cut::Cut;
 use super::{Alone, Collective, Peers};
 use crate::backend::{
-    AttentionShape, Backend, BackendIdentity, HeadTiles, KernelError, Pieces, Quantizer, Treatment,
+    AttentionShape, Backend, BackendIdentity, HeadTiles, KernelError, Pieces, Quantizer, Span, Treatment,
 };
 use crate::route::{ExpertTokens, Renormalize};
 use crate::{Compute, Rotation};
@@ -81,6 +81,17 @@ impl<T> RankBuffer<T> {
     fn held_mut(&mut self) -> &mut T {
         let (_, part) = self.columns.as_mut().expect("columns are cut");
         part.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut().expect("not gathered yet")
+    }
+
+    /// This rank's columns for good, and how columns are cut. Only while they are.
+    fn into_part(self) -> (Arc<Cut>, T) {
+        let (cut, part) = self.columns.expect("columns are cut");
+        (cut, part.into_inner().unwrap_or_else(PoisonError::into_inner).expect("not gathered yet"))
+    }
+
+    /// All columns for good. Only once they are gathered.
+    fn into_whole(self) -> T {
+        self.whole.into_inner().expect("gathered before")
     }
 }
 
@@ -331,14 +342,9 @@ impl<B: Backend> Backend for Rank<B> {
         })
     }
 
-    fn rotate(
-        &self,
-        x: &mut Self::Buffer,
-        rotation: &Rotation,
-        windows: &[Range<usize>],
-    ) -> Result<(), KernelError> {
+    fn rotate(&self, x: &mut Self::Buffer, rotation: &Rotation, spans: &[Span]) -> Result<(), KernelError> {
         let by_columns = |cut: &Cut| cut.keeps_runs(rotation.head_dim());
-        self.change(x, by_columns, |x, _| self.backend.rotate(x, rotation, windows))
+        self.change(x, by_columns, |x, _| self.backend.rotate(x, rotation, spans))
     }
 
     fn attend(
@@ -349,19 +355,20 @@ impl<B: Backend> Backend for Rank<B> {
         shape: &AttentionShape,
         heads: Range<usize>,
         compute: Compute,
+        asked: &[Span],
         windows: &[Range<usize>],
     ) -> Result<Self::Buffer, KernelError> {
         let cuts = (q.cut(), k.cut(), v.cut());
         let (Some(queries), Some(keys), Some(_)) = cuts else {
             let (q, k, v) = (self.gathered(q)?, self.gathered(k)?, self.gathered(v)?);
-            let whole = self.backend.attend(q, k, v, shape, heads, compute, windows)?;
+            let whole = self.backend.attend(q, k, v, shape, heads, compute, asked, windows)?;
             return Ok(RankBuffer::whole(whole));
         };
         let (dim, group) = (shape.head_dim, shape.heads / shape.kv_heads);
         if !alike(k, v) || !queries.keeps_runs(dim) || !keys.keeps_runs(dim) {
             // Cut within a head: every rank computes all of them.
             let (q, k, v) = (self.gathered(q)?, self.gathered(k)?, self.gathered(v)?);
-            let whole = self.backend.attend(q, k, v, shape, heads, compute, windows)?;
+            let whole = self.backend.attend(q, k, v, shape, heads, compute, asked, windows)?;
             return Ok(RankBuffer::whole(whole));
         }
         let (columns, keys) = (queries.range(self.rank()), keys.range(self.rank()));
@@ -374,19 +381,17 @@ impl<B: Backend> Backend for Rank<B> {
         let here = columns.start / dim - first..columns.end / dim - first;
         let kv_heads = keys.len() / dim;
         let shape = AttentionShape { heads: kv_heads * group, kv_heads, ..*shape };
-        let part = self.backend.attend(&held, &k.held(), &v.held(), &shape, here, compute, windows)?;
+        let part = self.backend.attend(&held, &k.held(), &v.held(), &shape, here, compute, asked, windows)?;
         Ok(RankBuffer::part(queries, part))
     }
 
-    fn gate(&self, gate: &Self::Buffer, up: &Self::Buffer) -> Result<Self::Buffer, KernelError> {
-        match gate.cut() {
-            Some(cut) if alike(gate, up) => {
-                Ok(RankBuffer::part(cut, self.backend.gate(&gate.held(), &up.held())?))
-            }
-            Some(_) | None => {
-                self.backend.gate(self.gathered(gate)?, self.gathered(up)?).map(RankBuffer::whole)
-            }
+    fn gate(&self, gate: Self::Buffer, up: &Self::Buffer) -> Result<Self::Buffer, KernelError> {
+        if alike(&gate, up) {
+            let (cut, gate) = gate.into_part();
+            return Ok(RankBuffer::part(&cut, self.backend.gate(gate, &up.held())?));
         }
+        self.gathered(&gate)?;
+        self.backend.gate(gate.into_whole(), self.gathered(up)?).map(RankBuffer::whole)
     }
 
     fn add(&self, x: &mut Self::Buffer, y: &Self::Buffer) -> Result<(), KernelError> {

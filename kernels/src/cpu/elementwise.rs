@@ -1,11 +1,10 @@
 //! Operations without a product of matrices: norms, rotation, gates, sums, gathers. Rows are independent, so they are
 //! spread over threads; a sum inside a row has one fixed order.
 
-use std::ops::Range;
-
 use rayon::prelude::*;
 
 use crate::Rotation;
+use crate::backend::Span;
 use crate::cpu::CpuBuffer;
 use crate::cpu::math::silu;
 
@@ -78,13 +77,13 @@ fn square_levels<'a>(rows: usize, line: impl Fn(usize) -> &'a [f32]) -> [f32; LA
 }
 
 /// Half-split rotation: `(a, b)` at `(i, i + d/2)` become `(a cos - b sin, b cos + a sin)`, products rounded first.
-pub(crate) fn rotate(x: &mut CpuBuffer, rotation: &Rotation, windows: &[Range<usize>]) {
+pub(crate) fn rotate(x: &mut CpuBuffer, rotation: &Rotation, spans: &[Span]) {
     let width = x.width;
     let half = rotation.head_dim() / 2;
-    for window in windows {
-        let rows = &mut x.values[window.start * width..window.end * width];
-        rows.par_chunks_mut(width).enumerate().for_each(|(position, row)| {
-            let (cos, sin) = rotation.at(position);
+    for span in spans {
+        let rows = &mut x.values[span.rows.start * width..span.rows.end * width];
+        rows.par_chunks_mut(width).enumerate().for_each(|(index, row)| {
+            let (cos, sin) = rotation.at(span.first + index);
             for head in row.chunks_exact_mut(2 * half) {
                 let (first, second) = head.split_at_mut(half);
                 for i in 0..half {
@@ -97,10 +96,10 @@ pub(crate) fn rotate(x: &mut CpuBuffer, rotation: &Rotation, windows: &[Range<us
     }
 }
 
-/// `silu(gate) * up`.
-pub(crate) fn gate(gate: &CpuBuffer, up: &CpuBuffer) -> CpuBuffer {
-    let values = gate.values.par_iter().zip(&up.values).map(|(gate, up)| silu(*gate) * up).collect();
-    CpuBuffer { width: gate.width, values }
+/// `silu(gate) * up`, written over the gate.
+pub(crate) fn gate(mut gate: CpuBuffer, up: &CpuBuffer) -> CpuBuffer {
+    gate.values.par_iter_mut().zip(&up.values).for_each(|(gate, up)| *gate = silu(*gate) * up);
+    gate
 }
 
 /// `x += y`.

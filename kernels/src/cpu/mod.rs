@@ -27,7 +27,7 @@ pub use self::matrix::CpuMatrix;
 pub use self::quantize::CpuOperand;
 
 use crate::backend::{
-    AttentionShape, Backend, BackendIdentity, HeadTiles, KernelError, Pieces, Quantizer, Treatment,
+    AttentionShape, Backend, BackendIdentity, HeadTiles, KernelError, Pieces, Quantizer, Span, Treatment,
 };
 use crate::route::{self, ExpertTokens, Renormalize};
 use crate::{Compute, Rotation};
@@ -144,13 +144,8 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn rotate(
-        &self,
-        x: &mut CpuBuffer,
-        rotation: &Rotation,
-        windows: &[Range<usize>],
-    ) -> Result<(), KernelError> {
-        elementwise::rotate(x, rotation, windows);
+    fn rotate(&self, x: &mut CpuBuffer, rotation: &Rotation, spans: &[Span]) -> Result<(), KernelError> {
+        elementwise::rotate(x, rotation, spans);
         Ok(())
     }
 
@@ -162,12 +157,13 @@ impl Backend for Cpu {
         shape: &AttentionShape,
         heads: Range<usize>,
         compute: Compute,
+        queries: &[Span],
         windows: &[Range<usize>],
     ) -> Result<CpuBuffer, KernelError> {
-        Ok(attend::attend(self.isa, [q, k, v], shape, heads, compute, windows))
+        Ok(attend::attend(self.isa, [q, k, v], shape, heads, compute, queries, windows))
     }
 
-    fn gate(&self, gate: &CpuBuffer, up: &CpuBuffer) -> Result<CpuBuffer, KernelError> {
+    fn gate(&self, gate: CpuBuffer, up: &CpuBuffer) -> Result<CpuBuffer, KernelError> {
         Ok(elementwise::gate(gate, up))
     }
 

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use crate::backend::AttentionShape;
+use crate::backend::{AttentionShape, Span};
 use crate::cuda::buffer::{CudaBuffer, upload_floats, upload_integers};
 use crate::cuda::device::{Address, Arguments, Device, Queue};
 use crate::{Compute, KernelError};
@@ -78,6 +78,15 @@ struct AttendF32Args {
 // SAFETY: as the structure of that name in attention_f32.cu.
 unsafe impl Arguments for AttendF32Args {}
 
+/// Which positions are asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked<'a> {
+    /// Rows of queries, and of the output: one span a window.
+    pub(crate) queries: &'a [Span],
+    /// Rows of keys and values of each window.
+    pub(crate) windows: &'a [Range<usize>],
+}
+
 /// What some models add to the softmax.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Extras<'a> {
@@ -87,8 +96,8 @@ pub(crate) struct Extras<'a> {
     pub(crate) sinks: Option<&'a [f32]>,
 }
 
-/// Attention of the query heads `heads`, whose columns are all that `q` holds, each window by itself:
-/// [rows, heads.len() * head_dim].
+/// Attention of the query heads `heads`, whose columns are all that `q` holds, each window by itself and for the
+/// positions that are [`Asked`]: [rows of q, heads.len() * head_dim].
 ///
 /// # Errors
 /// With bf16 where a head has more than 256 dimensions; where the device fails.
@@ -98,11 +107,11 @@ pub(crate) fn attend<D: Device>(
     shape: &AttentionShape,
     heads: Range<usize>,
     compute: Compute,
-    windows: &[Range<usize>],
+    asked: Asked<'_>,
 ) -> Result<CudaBuffer<D::Memory>, KernelError> {
     match compute {
-        Compute::Bf16 => bf16(device, [q, k, v], shape, heads, windows, Extras::default()),
-        Compute::F32 => f32(device, [q, k, v], shape, heads, windows, SCORE_BYTES),
+        Compute::Bf16 => bf16(device, [q, k, v], shape, heads, asked, Extras::default()),
+        Compute::F32 => f32(device, [q, k, v], shape, heads, asked, SCORE_BYTES),
     }
 }
 
@@ -123,7 +132,7 @@ pub(crate) fn bf16<D: Device>(
     [q, k, v]: [&CudaBuffer<D::Memory>; 3],
     shape: &AttentionShape,
     heads: Range<usize>,
-    windows: &[Range<usize>],
+    asked: Asked<'_>,
     extras: Extras<'_>,
 ) -> Result<CudaBuffer<D::Memory>, KernelError> {
     /// Queries of one block.
@@ -136,7 +145,7 @@ pub(crate) fn bf16<D: Device>(
         return Err(KernelError::Device { device: device.identity().isa, what });
     };
     let output = CudaBuffer::new(device, q.rows, heads.len() * shape.head_dim)?;
-    let items = items(windows, QUERIES);
+    let items = items(asked, QUERIES);
     if output.len() == 0 || items.is_empty() {
         return Ok(output);
     }
@@ -153,7 +162,7 @@ pub(crate) fn bf16<D: Device>(
         output: output.address::<D>(),
         items: D::address(&table),
         sinks: sinks.as_ref().map_or(Address::NULL, D::address),
-        rows: q.rows as u64,
+        rows: k.rows as u64,
         heads: heads.len() as u32,
         first_head: heads.start as u32,
         group: group as u32,
@@ -201,7 +210,7 @@ fn f32<D: Device>(
     [q, k, v]: [&CudaBuffer<D::Memory>; 3],
     shape: &AttentionShape,
     heads: Range<usize>,
-    windows: &[Range<usize>],
+    asked: Asked<'_>,
     score_bytes: usize,
 ) -> Result<CudaBuffer<D::Memory>, KernelError> {
     /// Queries of one block, as in the CPU backend.
@@ -209,11 +218,11 @@ fn f32<D: Device>(
     /// Fewer blocks would leave most of a device idle.
     const FEWEST_BLOCKS: usize = 16;
     let output = CudaBuffer::new(device, q.rows, heads.len() * shape.head_dim)?;
-    let items = items(windows, QUERIES);
+    let items = items(asked, QUERIES);
     if output.len() == 0 || items.is_empty() {
         return Ok(output);
     }
-    let pitch = longest_row(windows, QUERIES, shape.window);
+    let pitch = longest_row(asked.windows, QUERIES, shape.window);
     let bytes = QUERIES * pitch * size_of::<f32>();
     let work = items.len() * heads.len();
     let blocks = work.min((score_bytes / bytes).clamp(FEWEST_BLOCKS, 1 << 16));
@@ -242,14 +251,20 @@ fn f32<D: Device>(
     Ok(output)
 }
 
-/// Runs of at most `queries` queries of each window, `attention::Item`: the window's first row and length, and the
-/// first query. Those that see most keys come first.
-fn items(windows: &[Range<usize>], queries: usize) -> Vec<[u32; 3]> {
-    let item = |window: &Range<usize>, first: usize| [window.start as u32, window.len() as u32, first as u32];
-    let of_window = |window: &Range<usize>| -> Vec<[u32; 3]> {
-        (0..window.len()).step_by(queries).rev().map(|first| item(window, first)).collect()
+/// Runs of at most `queries` queries of each window, `attention::Item`: the window's first row and length, the position
+/// of the first query, and which positions are there and where. Those that see most keys come first.
+fn items(asked: Asked<'_>, queries: usize) -> Vec<[u32; 6]> {
+    let of_window = |(window, span): (&Range<usize>, &Span)| -> Vec<[u32; 6]> {
+        let there = span.positions();
+        let item = |first: usize| {
+            [window.start, window.len(), first, there.start, there.end, span.rows.start]
+                .map(|number| number as u32)
+        };
+        let firsts = there.start / queries * queries..there.end;
+        let firsts = if there.is_empty() { 0..0 } else { firsts };
+        firsts.step_by(queries).rev().map(item).collect()
     };
-    windows.iter().flat_map(of_window).collect()
+    asked.windows.iter().zip(asked.queries).flat_map(of_window).collect()
 }
 
 /// Keys in the tiles that any run of `queries` queries sees: at most those of its own last tile and all before, or of

@@ -5,7 +5,7 @@ use std::ops::Range;
 use ctq_container::TiledMatrix;
 
 use crate::backend::{
-    AttentionShape, Backend, BackendIdentity, HeadTiles, KernelError, Pieces, Quantizer, Treatment,
+    AttentionShape, Backend, BackendIdentity, HeadTiles, KernelError, Pieces, Quantizer, Span, Treatment,
 };
 use crate::cuda::buffer::{CudaBuffer, CudaOperand};
 use crate::cuda::matrix::CudaMatrix;
@@ -109,13 +109,8 @@ impl<D: Device> Backend for Cuda<D> {
         quantize::fake_quantize(self.device(), x, quantizer, head_dim, windows)
     }
 
-    fn rotate(
-        &self,
-        x: &mut Self::Buffer,
-        rotation: &Rotation,
-        windows: &[Range<usize>],
-    ) -> Result<(), KernelError> {
-        rotate::rotate(self, x, rotation, windows)
+    fn rotate(&self, x: &mut Self::Buffer, rotation: &Rotation, spans: &[Span]) -> Result<(), KernelError> {
+        rotate::rotate(self, x, rotation, spans)
     }
 
     fn attend(
@@ -126,12 +121,14 @@ impl<D: Device> Backend for Cuda<D> {
         shape: &AttentionShape,
         heads: Range<usize>,
         compute: Compute,
+        queries: &[Span],
         windows: &[Range<usize>],
     ) -> Result<Self::Buffer, KernelError> {
-        attend::attend(self.device(), [q, k, v], shape, heads, compute, windows)
+        let asked = attend::Asked { queries, windows };
+        attend::attend(self.device(), [q, k, v], shape, heads, compute, asked)
     }
 
-    fn gate(&self, gate: &Self::Buffer, up: &Self::Buffer) -> Result<Self::Buffer, KernelError> {
+    fn gate(&self, gate: Self::Buffer, up: &Self::Buffer) -> Result<Self::Buffer, KernelError> {
         elementwise::gate(self.device(), gate, up)
     }
 

@@ -73,22 +73,21 @@ struct GateArgs {
 // SAFETY: as the structure of that name in elementwise.cu.
 unsafe impl Arguments for GateArgs {}
 
-/// `silu(gate) * up`.
+/// `silu(gate) * up`, written over the gate.
 pub(crate) fn gate<D: Device>(
     device: &D,
-    gate: &CudaBuffer<D::Memory>,
+    gate: CudaBuffer<D::Memory>,
     up: &CudaBuffer<D::Memory>,
 ) -> Result<CudaBuffer<D::Memory>, KernelError> {
     assert_eq!((gate.rows, gate.width), (up.rows, up.width), "shapes of a gate");
-    let out = CudaBuffer::new(device, gate.rows, gate.width)?;
     let args = GateArgs {
-        out: out.address::<D>(),
+        out: gate.address::<D>(),
         gate: gate.address::<D>(),
         up: up.address::<D>(),
         count: gate.len() as u64,
     };
     device.launch(Queue::Compute, "gate", [gate.len().div_ceil(ELEMENTS), 1, 1], &args)?;
-    Ok(out)
+    Ok(gate)
 }
 
 /// Blocks of a kernel over rows.

@@ -1,9 +1,9 @@
 //! Rotary embedding: the kernel `rotate` of `kernels/cuda/elementwise.cu`, and the tables that it looks angles up in.
 #![expect(unsafe_code, reason = "arguments of kernels")]
 
-use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
+use crate::backend::Span;
 use crate::cuda::Cuda;
 use crate::cuda::buffer::{CudaBuffer, upload_floats, upload_integers};
 use crate::cuda::device::{Address, Arguments, Device, Queue};
@@ -33,17 +33,18 @@ struct RotateArgs {
 // SAFETY: as the structure of that name in elementwise.cu.
 unsafe impl Arguments for RotateArgs {}
 
-/// Rotates the heads of each row by its position inside its window; rows of no window stay.
+/// Rotates the heads of each row by its position inside its window; rows of no span stay.
 pub(crate) fn rotate<D: Device>(
     cuda: &Cuda<D>,
     x: &mut CudaBuffer<D::Memory>,
     rotation: &Rotation,
-    windows: &[Range<usize>],
+    spans: &[Span],
 ) -> Result<(), KernelError> {
     let device = cuda.device();
     let mut positions = vec![NONE; x.rows];
-    for window in windows {
-        positions[window.clone()].iter_mut().zip(0..).for_each(|(at, position)| *at = position);
+    for span in spans {
+        let rows = positions[span.rows.clone()].iter_mut();
+        rows.zip(span.first as u32..).for_each(|(at, position)| *at = position);
     }
     let half = rotation.head_dim() / 2;
     let tables = tables(cuda, rotation)?;

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use ctq_kernels::cpu::Cpu;
-use ctq_kernels::{AttentionShape, Backend, Compute};
+use ctq_kernels::{AttentionShape, Backend, Compute, Span};
 
 use crate::plain::{Random, on_every_isa, relative, same_bits, to_bf16};
 
@@ -82,7 +82,9 @@ fn attend(
         cpu.upload(narrow, k).expect("room"),
         cpu.upload(narrow, v).expect("room"),
     );
-    cpu.download(&cpu.attend(&q, &k, &v, shape, heads, compute, &windows()).expect("room")).expect("room")
+    let (windows, queries) = (windows(), Span::whole(&windows()));
+    cpu.download(&cpu.attend(&q, &k, &v, shape, heads, compute, &queries, &windows).expect("room"))
+        .expect("room")
 }
 
 fn shapes() -> Vec<AttentionShape> {
@@ -121,13 +123,15 @@ fn bf16_attention_is_the_definition_on_rounded_operands() {
 fn bf16_probabilities_are_rounded_and_their_denominator_is_not() {
     // One tile of keys: the running maximum is the maximum by the time anything is rounded.
     let (rows, dim) = (64, 32);
+    // The second has no rows.
+    let windows = [0..rows, rows..rows];
     let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: dim, window: None };
     let mut random = Random::new(11);
     let (q, k) = (random.floats(rows * dim), random.floats(rows * dim));
     let found = on_every_isa(|cpu| {
         let [q, k, v] = [&q, &k, &vec![1.0; rows * dim]].map(|values| cpu.upload(dim, values).expect("room"));
         cpu.download(
-            &cpu.attend(&q, &k, &v, &shape, 0..1, Compute::Bf16, std::slice::from_ref(&(0..rows)))
+            &cpu.attend(&q, &k, &v, &shape, 0..1, Compute::Bf16, &Span::whole(&windows), &windows)
                 .expect("room"),
         )
         .expect("room")
@@ -166,6 +170,38 @@ fn some_heads_give_the_bits_of_all() {
     }
 }
 
+/// Runs of queries that begin and end inside blocks, and none at all.
+#[test]
+fn some_positions_give_the_bits_of_all() {
+    for window in SLIDING {
+        let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 48, window };
+        let values = values(&shape);
+        let windows = windows();
+        let asked = [0..1, 3..5, 0..0, 63..64, 20..61, 25..130, 0..25];
+        let rows = |values: &[f32]| -> Vec<f32> {
+            let rows = windows.iter().zip(&asked);
+            let rows = rows.map(|(window, asked)| window.start + asked.start..window.start + asked.end);
+            rows.flat_map(|rows| &values[rows.start * 4 * 48..rows.end * 4 * 48]).copied().collect()
+        };
+        let mut end = 0;
+        let span = |asked: &Range<usize>| {
+            end += asked.len();
+            Span { rows: end - asked.len()..end, first: asked.start }
+        };
+        let queries: Vec<Span> = asked.iter().map(span).collect();
+        for compute in [Compute::F32, Compute::Bf16] {
+            let found = on_every_isa(|cpu| {
+                let q = cpu.upload(4 * 48, &rows(&values[0])).expect("room");
+                let [k, v] = [&values[1], &values[2]].map(|values| cpu.upload(2 * 48, values).expect("room"));
+                let found = cpu.attend(&q, &k, &v, &shape, 0..4, compute, &queries, &windows);
+                cpu.download(&found.expect("room")).expect("room")
+            });
+            let all = attend(&Cpu::detect(), &values, &shape, 0..4, compute);
+            assert!(same_bits(&found, &rows(&all)), "{window:?} {compute:?}");
+        }
+    }
+}
+
 /// A window's result depends on nothing outside it.
 #[test]
 fn a_window_gives_the_bits_that_it_gives_alone() {
@@ -178,9 +214,10 @@ fn a_window_gives_the_bits_that_it_gives_alone() {
         let (wide, narrow) = (4 * 48, 2 * 48);
         let [q, k, v] = [(&values[0], wide), (&values[1], narrow), (&values[2], narrow)]
             .map(|(values, width)| cpu.upload(width, &rows(values, width)).expect("room"));
-        let whole = 0..window.len();
-        let alone =
-            cpu.attend(&q, &k, &v, &shape, 0..4, Compute::Bf16, std::slice::from_ref(&whole)).expect("room");
+        let alone = 0..window.len();
+        let whole = std::slice::from_ref(&alone);
+        let queries = Span::whole(whole);
+        let alone = cpu.attend(&q, &k, &v, &shape, 0..4, Compute::Bf16, &queries, whole).expect("room");
         assert!(same_bits(&cpu.download(&alone).expect("room"), &rows(&together, wide)), "{window:?}");
     }
 }

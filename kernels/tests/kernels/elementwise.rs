@@ -1,7 +1,7 @@
 //! Norms, rotation, gates, sums and log-sum-exps against their definitions in f64.
 
 use ctq_kernels::cpu::Cpu;
-use ctq_kernels::{Backend, Compute, Pieces, Rotation, Treatment, VOCABULARY_TILE};
+use ctq_kernels::{Backend, Compute, Pieces, Rotation, Span, Treatment, VOCABULARY_TILE};
 use ctq_model::matrix::{Code, Formula};
 use ctq_model::rope::{Rope, RopeScaling};
 
@@ -48,7 +48,7 @@ fn a_rotation_turns_pairs_half_a_head_apart() {
         let windows = [0..100, 100..2_100];
         let found = on_every_isa(|cpu| {
             let mut x = cpu.upload(width, &x).expect("room");
-            cpu.rotate(&mut x, &rotation, &windows).expect("room");
+            cpu.rotate(&mut x, &rotation, &Span::whole(&windows)).expect("room");
             cpu.download(&x).expect("room")
         });
         let expected: Vec<f64> = (0..x.len())
@@ -75,7 +75,7 @@ fn a_gate_is_silu_times_up() {
     let up = random.floats(ROWS * 96);
     let found = on_every_isa(|cpu| {
         cpu.download(
-            &cpu.gate(&cpu.upload(96, &gate).expect("room"), &cpu.upload(96, &up).expect("room"))
+            &cpu.gate(cpu.upload(96, &gate).expect("room"), &cpu.upload(96, &up).expect("room"))
                 .expect("room"),
         )
         .expect("room")

@@ -11,7 +11,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::Compute;
-use crate::backend::AttentionShape;
+use crate::backend::{AttentionShape, Span};
 use crate::cpu::math::round_bf16;
 use crate::cpu::panel::{Order, Panel, Rows, multiply};
 use crate::cpu::{CpuBuffer, Isa};
@@ -21,34 +21,41 @@ const KEYS: usize = 64;
 /// Queries that go over a tile together; blocks start at the window's first row.
 const QUERIES: usize = 24;
 
-/// Attention of the query heads `heads`, whose columns are all that `q` holds, each window by itself:
-/// [rows, heads.len() * head_dim].
+/// Attention of the query heads `heads`, whose columns are all that `q` holds, each window by itself and for the
+/// positions that `queries` says: [rows of q, heads.len() * head_dim].
 pub(crate) fn attend(
     isa: Isa,
     [q, k, v]: [&CpuBuffer; 3],
     shape: &AttentionShape,
     heads: Range<usize>,
     compute: Compute,
+    queries: &[Span],
     windows: &[Range<usize>],
 ) -> CpuBuffer {
     let dim = shape.head_dim;
     let width = heads.len() * dim;
     let rows = q.rows();
-    let tasks: Vec<(&Range<usize>, usize)> =
-        windows.iter().flat_map(|window| heads.clone().map(move |head| (window, head))).collect();
+    let tasks: Vec<(&Span, &Range<usize>, usize)> = queries
+        .iter()
+        .zip(windows)
+        .flat_map(|(span, window)| heads.clone().map(move |head| (span, window, head)))
+        .collect();
     let outputs: Vec<Vec<f32>> = tasks
         .par_iter()
-        .map(|(window, head)| {
+        .map(|(span, window, head)| {
             let kv_head = head / (shape.heads / shape.kv_heads);
-            let q = slice(q, window, head - heads.start, dim, compute);
+            // Zeros stand for the queries that are not asked for: blocks begin where they do with all of them.
+            let mut all = vec![0.0; window.len() * dim];
+            let asked = span.first * dim..(span.first + span.rows.len()) * dim;
+            all[asked].copy_from_slice(&slice(q, &span.rows, head - heads.start, dim, compute));
             let keys = transpose(&slice(k, window, kv_head, dim, compute), dim);
             let values = slice(v, window, kv_head, dim, compute);
-            Head { isa, shape, compute, rows: window.len(), q, keys, values }.run()
+            Head { isa, shape, compute, rows: window.len(), q: all, keys, values }.run(&span.positions())
         })
         .collect();
     let mut values = vec![0.0; rows * width];
-    for ((window, head), output) in tasks.iter().zip(&outputs) {
-        for (row, output) in (*window).clone().zip(output.chunks_exact(dim)) {
+    for ((span, _, head), output) in tasks.iter().zip(&outputs) {
+        for (row, output) in span.rows.clone().zip(output[span.first * dim..].chunks_exact(dim)) {
             let at = row * width + (head - heads.start) * dim;
             values[at..at + dim].copy_from_slice(output);
         }
@@ -93,10 +100,15 @@ struct Head<'a> {
 }
 
 impl Head<'_> {
-    fn run(&self) -> Vec<f32> {
+    /// Outputs of all positions, [rows, dim]; those of blocks without any of the positions `asked` are zero.
+    fn run(&self, asked: &Range<usize>) -> Vec<f32> {
         let dim = self.shape.head_dim;
         let mut output = vec![0.0; self.rows * dim];
+        let blocks = asked.start / QUERIES..asked.end.div_ceil(QUERIES);
         for (block, output) in output.chunks_mut(QUERIES * dim).enumerate() {
+            if !blocks.contains(&block) {
+                continue;
+            }
             match self.compute {
                 Compute::Bf16 => running::block(self, block * QUERIES, output),
                 Compute::F32 => whole::block(self, block * QUERIES, output),

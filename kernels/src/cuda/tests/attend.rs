@@ -20,6 +20,8 @@ struct Case {
     shape: AttentionShape,
     heads: Range<usize>,
     windows: Vec<Range<usize>>,
+    /// Which positions are asked for.
+    queries: Vec<Span>,
     /// Queries, keys, values.
     inputs: [Vec<f32>; 3],
 }
@@ -43,7 +45,8 @@ impl Case {
             random(rows * kv_heads * head_dim, size, 2),
             random(rows * kv_heads * head_dim, 1.0, 3),
         ];
-        Case { shape: AttentionShape { heads, kv_heads, head_dim, window }, heads: 0..heads, windows, inputs }
+        let (shape, queries) = (AttentionShape { heads, kv_heads, head_dim, window }, Span::whole(&windows));
+        Case { shape, heads: 0..heads, windows, queries, inputs }
     }
 
     fn heads(self, heads: Range<usize>) -> Case {
@@ -63,6 +66,7 @@ impl Case {
             shape: self.shape,
             heads: self.heads.clone(),
             windows: std::iter::once(0..rows.len()).collect(),
+            queries: vec![Span { rows: 0..rows.len(), first: 0 }],
             inputs: [part(q, heads), part(k, kv_heads), part(v, kv_heads)],
         }
     }
@@ -74,6 +78,10 @@ impl Case {
         let [q, k, v] = self.inputs.clone();
         let rows = q.chunks_exact(self.shape.heads * dim);
         [rows.flat_map(|row| &row[columns.clone()]).copied().collect(), k, v]
+    }
+
+    fn asked(&self) -> Asked<'_> {
+        Asked { queries: &self.queries, windows: &self.windows }
     }
 
     fn rows(&self) -> usize {
@@ -97,22 +105,21 @@ impl Case {
 
     fn attend(&self, schedule: Schedule, compute: Compute) -> Vec<f32> {
         self.run(schedule, |device, inputs| {
-            attend(device, inputs, &self.shape, self.heads.clone(), compute, &self.windows)
-                .expect("attention")
+            attend(device, inputs, &self.shape, self.heads.clone(), compute, self.asked()).expect("attention")
         })
     }
 
     fn with_extras(&self, schedule: Schedule, extras: Extras<'_>) -> Vec<f32> {
         self.run(schedule, |device, inputs| {
-            bf16(device, inputs, &self.shape, self.heads.clone(), &self.windows, extras).expect("attention")
+            bf16(device, inputs, &self.shape, self.heads.clone(), self.asked(), extras).expect("attention")
         })
     }
 
     fn on_the_cpu(&self, compute: Compute) -> Vec<f32> {
         let buffers = self.of_heads().map(|values| CpuBuffer { width: values.len() / self.rows(), values });
         let (shape, heads) = (&self.shape, self.heads.clone());
-        crate::cpu::attend::attend(Isa::detect(), buffers.each_ref(), shape, heads, compute, &self.windows)
-            .values
+        let (isa, inputs) = (Isa::detect(), buffers.each_ref());
+        crate::cpu::attend::attend(isa, inputs, shape, heads, compute, &self.queries, &self.windows).values
     }
 
     /// Outputs of operands rounded to bf16 in f64, and the sums of the magnitudes that each is a sum of.
@@ -203,7 +210,7 @@ fn f32_of_some_heads_and_with_few_blocks_has_the_bits_of_the_cpu() {
     assert!(bits(&case.attend(Schedule::ALL[0], Compute::F32)) == expected);
     // 84 pieces of work for 16 blocks.
     let few = case.run(Schedule::ALL[3], |device, inputs| {
-        f32(device, inputs, &case.shape, case.heads.clone(), &case.windows, 0).expect("attention")
+        f32(device, inputs, &case.shape, case.heads.clone(), case.asked(), 0).expect("attention")
     });
     assert!(bits(&few) == expected);
 }
@@ -304,22 +311,72 @@ fn neither_other_windows_nor_other_heads_show() {
     }
 }
 
+/// Runs of queries that begin and end inside blocks, one of no query at all.
+#[test]
+fn some_positions_have_the_bits_of_all() {
+    let asked = [60..65, 0..0, 29..130, 100..163];
+    for compute in [Compute::Bf16, Compute::F32] {
+        for window in [None, Some(70)] {
+            let mut case = Case::new((4, 2, 32), window, &[65, 3, 130, 200]);
+            let all = case.attend(Schedule::ALL[1], compute);
+            let pick = |values: &[f32]| -> Vec<f32> {
+                let rows = case.windows.iter().zip(&asked);
+                let rows = rows.map(|(window, asked)| window.start + asked.start..window.start + asked.end);
+                rows.flat_map(|rows| &values[rows.start * 4 * 32..rows.end * 4 * 32]).copied().collect()
+            };
+            let (expected, queries) = (pick(&all), pick(&case.inputs[0]));
+            let mut end = 0;
+            let span = |asked: &Range<usize>| {
+                end += asked.len();
+                Span { rows: end - asked.len()..end, first: asked.start }
+            };
+            case.queries = asked.iter().map(span).collect();
+            let device = Emulated::new(Schedule::ALL[2]);
+            let upload =
+                |heads: usize, values: &[f32]| CudaBuffer::upload(&device, heads * 32, values).expect("room");
+            let (q, k, v) = (upload(4, &queries), upload(2, &case.inputs[1]), upload(2, &case.inputs[2]));
+            let found = attend(&device, [&q, &k, &v], &case.shape, 0..4, compute, case.asked());
+            let found = found.expect("attention").download(&device).expect("a result");
+            assert!(bits(&found) == bits(&expected), "{compute:?} {window:?}");
+        }
+    }
+}
+
 #[test]
 fn nothing_to_do_is_done() {
     let device = Emulated::new(Schedule::ALL[0]);
+    let nothing = Asked { queries: &[], windows: &[] };
+    let (three, one) = ([0..3, 3..3], [0..1, 1..1]);
     let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 16, window: None };
     let buffer = |rows: usize, width: usize| {
         CudaBuffer::upload(&device, width, &vec![1.0; rows * width]).expect("room")
     };
     for compute in [Compute::Bf16, Compute::F32] {
         let (q, kv) = (buffer(3, 0), buffer(3, 16));
-        let none = attend(&device, [&q, &kv, &kv], &shape, 1..1, compute, std::slice::from_ref(&(0..3)));
+        let none = attend(
+            &device,
+            [&q, &kv, &kv],
+            &shape,
+            1..1,
+            compute,
+            Asked { queries: &Span::whole(&three), windows: &three },
+        );
         assert_eq!(none.expect("nothing").len(), 0);
         let (q, kv) = (buffer(0, 32), buffer(0, 16));
-        assert_eq!(attend(&device, [&q, &kv, &kv], &shape, 0..2, compute, &[]).expect("nothing").len(), 0);
+        assert_eq!(
+            attend(&device, [&q, &kv, &kv], &shape, 0..2, compute, nothing).expect("nothing").len(),
+            0
+        );
     }
     let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 264, window: None };
     let x = buffer(1, 264);
-    let error = attend(&device, [&x, &x, &x], &shape, 0..1, Compute::Bf16, std::slice::from_ref(&(0..1)));
+    let error = attend(
+        &device,
+        [&x, &x, &x],
+        &shape,
+        0..1,
+        Compute::Bf16,
+        Asked { queries: &Span::whole(&one), windows: &one },
+    );
     assert!(error.expect_err("too many dimensions").to_string().contains("at most 256"));
 }

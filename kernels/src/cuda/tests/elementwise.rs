@@ -1,5 +1,8 @@
 //! Operations without a product of matrices against the CPU backend, bit by bit.
 
+use std::ops::Range;
+
+use crate::backend::Span;
 use ctq_model::rope::{Rope, RopeScaling};
 
 use super::*;
@@ -27,10 +30,10 @@ fn sums_gates_and_biases() {
         let cpu_y = CpuBuffer { width, values: y.clone() };
         let (mut device_x, device_y) = (upload(&device, width, &x), upload(&device, width, &y));
 
-        let gated =
-            gate(&device, &device_x, &device_y).expect("a gate").download(&device).expect("a download");
-        same_bits(&gated, &cpu::elementwise::gate(&cpu_x, &cpu_y).values, "gate");
-        same_bits(&device_x.download(&device).expect("a download"), &x, "a gate leaves its inputs");
+        let gated = gate(&device, upload(&device, width, &x), &device_y).expect("a gate");
+        let gated = gated.download(&device).expect("a download");
+        same_bits(&gated, &cpu::elementwise::gate(cpu_x.clone(), &cpu_y).values, "gate");
+        same_bits(&device_y.download(&device).expect("a download"), &y, "a gate leaves its factor");
 
         let mut expected = cpu_x.clone();
         cpu::elementwise::add(&mut expected, &cpu_y);
@@ -118,14 +121,15 @@ fn heads_are_rotated_by_their_position_in_the_window() {
     let rope = Rope { theta: 10_000.0, scaling: RopeScaling::Default };
     for device in devices() {
         for (head_dim, heads) in [(2, 1), (6, 5), (64, 3), (128, 9)] {
-            let windows = [0..1, 1..12, 12..12, 12..19];
+            let span = |rows: Range<usize>, first: usize| Span { rows, first };
+            let spans = [span(0..1, 0), span(1..12, 0), span(12..12, 3), span(12..19, 4)];
             let rotation = Rotation::new(&rope, head_dim, 11);
             let mut expected =
                 CpuBuffer { width: heads * head_dim, values: numbers(8, 19 * heads * head_dim) };
             let mut x = upload(&device, expected.width, &expected.values);
             let cuda = Cuda::new(device.clone());
-            rotate(&cuda, &mut x, &rotation, &windows).expect("a rotation");
-            cpu::elementwise::rotate(&mut expected, &rotation, &windows);
+            rotate(&cuda, &mut x, &rotation, &spans).expect("a rotation");
+            cpu::elementwise::rotate(&mut expected, &rotation, &spans);
             same_bits(&x.download(&device).expect("a download"), &expected.values, "rotate");
         }
     }
