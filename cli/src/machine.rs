@@ -5,6 +5,7 @@ use std::fs;
 use std::num::NonZero;
 
 use anyhow::Context;
+use ctq_runtime::Workers;
 
 /// Threads this process may use.
 pub(crate) fn threads() -> usize {
@@ -13,8 +14,42 @@ pub(crate) fn threads() -> usize {
 
 /// A pool of as many threads as were asked for, or as there are.
 pub(crate) fn pool(asked: Option<usize>) -> anyhow::Result<rayon::ThreadPool> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(asked.unwrap_or_else(threads)).build();
-    pool.context("cannot start threads; ask for fewer with --threads")
+    let count = NonZero::new(asked.unwrap_or_else(threads)).unwrap_or(NonZero::<usize>::MIN);
+    let (mut workers, _) = workers(count, 1);
+    workers.remove(0).pool().context("cannot start threads; ask for fewer with --threads")
+}
+
+/// Workers of each of `seats` seats, `count` each, and where they run, for people.
+///
+/// They are bound where every core has one of them: seats then have neighbouring cores, and so mostly those of one node
+/// of the machine's memory. Fewer are left to the system, for other programs may be bound to the same cores; and more
+/// would wait for one another.
+pub(crate) fn workers(count: NonZero<usize>, seats: usize) -> (Vec<Workers>, String) {
+    workers_on(&cores(), count, seats)
+}
+
+fn workers_on(cores: &[usize], count: NonZero<usize>, seats: usize) -> (Vec<Workers>, String) {
+    let threads = count.get() * seats;
+    if threads == cores.len() {
+        let bound = cores.chunks(count.get()).filter_map(|cores| Workers::bound(cores.to_vec()));
+        return (bound.collect(), format!("threads: {threads}, one bound to each core"));
+    }
+    let of = if cores.is_empty() { String::new() } else { format!(" on {} cores", cores.len()) };
+    (vec![Workers::anywhere(count); seats], format!("threads: {threads}{of}, bound to none"))
+}
+
+/// The cores that this process may use, as the system numbers them; empty where that is not known.
+#[cfg(target_os = "linux")]
+fn cores() -> Vec<usize> {
+    use rustix::thread::{CpuSet, sched_getaffinity};
+
+    let set = sched_getaffinity(None);
+    set.map_or_else(|_| Vec::new(), |set| (0..CpuSet::MAX_CPU).filter(|core| set.is_set(*core)).collect())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn cores() -> Vec<usize> {
+    Vec::new()
 }
 
 /// Memory that could be taken now without swapping, in bytes; `None` where it cannot be known.
@@ -71,6 +106,17 @@ fn field(path: &str, name: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn workers_are_bound_where_each_core_has_one() {
+        let two = NonZero::new(2).expect("two");
+        let bound = |cores: &[usize]| Workers::bound(cores.to_vec()).expect("cores");
+        assert_eq!(workers_on(&[1, 2, 5, 7], two, 2).0, [bound(&[1, 2]), bound(&[5, 7])]);
+        for cores in [&[1][..], &[0, 1, 2], &[0, 1, 2, 3, 4], &[]] {
+            assert_eq!(workers_on(cores, two, 2).0, [Workers::anywhere(two), Workers::anywhere(two)]);
+        }
+        assert_eq!(workers_on(&[3, 4, 5], two, 1).1, "threads: 2 on 3 cores, bound to none");
+    }
 
     #[test]
     fn pages_of_files_are_not_lost_room() {

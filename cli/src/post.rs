@@ -1,7 +1,6 @@
 //! What several processes tell one another while they score: each sends its scores and how far it is to the first, which
 //! keeps them.
 
-use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,7 +11,7 @@ use ctq_kernels::collective::Pipe;
 use ctq_kernels::{Backend, KernelError};
 use ctq_model::window::{Window, WindowScores};
 use ctq_runtime::crew::{Member, Replanned, Watcher};
-use ctq_runtime::{Error, Layout, Plans, Seat, Snapshot};
+use ctq_runtime::{Error, Layout, Plans, Seat, Snapshot, Workers};
 use serde::{Deserialize, Serialize};
 
 use crate::party::{Several, ToldByParty};
@@ -39,7 +38,7 @@ impl Several {
         &self,
         layout: &Layout,
         seats: &dyn Seats<B>,
-        threads: NonZero<usize>,
+        workers: Workers,
     ) -> Result<Member<B>, Error> {
         let seat = layout.seat(self.world.rank());
         let stage: Vec<usize> = layout.stage_of(seat).collect();
@@ -50,7 +49,7 @@ impl Several {
         let outgoing = (seat.stage + 1 < layout.stages).then(|| neighbour(seat.stage + 1));
         let from = |rank| Box::new(ToldByParty(self.world.pipe_from(rank, of_pipe))) as Box<dyn Pipe>;
         let to = |rank| Box::new(ToldByParty(self.world.pipe_to(rank, of_pipe))) as Box<dyn Pipe>;
-        Ok(Member { seat, backend, incoming: incoming.map(from), outgoing: outgoing.map(to), threads })
+        Ok(Member { seat, backend, incoming: incoming.map(from), outgoing: outgoing.map(to), workers })
     }
 
     /// Pipes between the first two processes, there and back, where this is one of them.

@@ -9,11 +9,12 @@ use ctq_container::LayerSource;
 use ctq_kernels::Backend;
 use ctq_model::window::{Window, WindowScores};
 use ctq_runtime::crew::{self, Job};
-use ctq_runtime::{Arranged, Layout, Needs, Plans, Pool, Resources, Settings, Wish, arrange};
+use ctq_runtime::{Arranged, Layout, Needs, Plans, Pool, Resources, Settings, Wish, Workers, arrange};
 
 use crate::device::{HeadUse, Opened};
 use crate::dry_run::{DryRun, Subject};
 use crate::exit::{Verdict, verdict_of};
+use crate::machine;
 use crate::party::Party;
 use crate::post::Posting;
 use crate::report::Report;
@@ -74,7 +75,7 @@ impl Run<'_> {
         let (name, windows, save_every) = (self.name, self.windows.len(), self.save_every);
         let followed = Followed { name, windows, layout: job.layout, save_every, state: &state };
         let watch = Watch::new(followed, scores, report);
-        let outcome = self.device.on_seats(Task { run: self, job: &job, open, watch: &watch });
+        let outcome = self.device.on_seats(Task { run: self, job: &job, open, watch: &watch, report });
         let mut scores = watch.finish();
         outcome.map_err(|error| self.told(error, scores.len()))?;
         scores.sort_by_key(|scores| scores.window);
@@ -173,21 +174,27 @@ struct Task<'a, 'w> {
     job: &'a Job<'a>,
     open: Vec<Window>,
     watch: &'a Watch<'w>,
+    report: &'a Report,
 }
 
 impl OnSeats for Task<'_, '_> {
     type Output = anyhow::Result<()>;
 
     fn run<B: Backend + 'static>(self, seats: &dyn Seats<B>) -> anyhow::Result<()> {
-        let Task { run, job, open, watch } = self;
+        let Task { run, job, open, watch, report } = self;
         let threads = run.threads_of_seat(&job.layout);
         match run.party {
             Party::Alone => {
-                let members = || Ok(crew::in_process(&job.layout, seats.in_process(&job.layout), threads));
+                let ranks = || seats.in_process(&job.layout);
+                let (workers, why) = machine::workers(threads, job.layout.seats());
+                report.detail(&why);
+                let members = || Ok(crew::in_process(&job.layout, ranks(), workers.clone()));
                 Ok(crew::run(job, open, members, watch)?)
             }
             Party::Several(several) => {
-                let members = || Ok(vec![several.member(&job.layout, seats, threads)?]);
+                // Others may share the machine.
+                let workers = || Workers::anywhere(threads);
+                let members = || Ok(vec![several.member(&job.layout, seats, workers())?]);
                 several.run(|| Ok(crew::run(job, open, members, &Posting::new(several, watch))?), watch)
             }
         }

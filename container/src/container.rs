@@ -9,6 +9,7 @@ use ctq_model::Inventory;
 use ctq_model::inventory::Part;
 
 use crate::journal::{self, JOURNAL};
+use crate::part_file;
 use crate::{
     Digest, DigestWriter, Error, LayerSource, MANIFEST, Manifest, PartFile, PartRecord, PartTiles, Result,
     SourceError,
@@ -115,6 +116,11 @@ impl LayerSource for Container {
 
     fn part(&self, part: Part) -> Result<PartTiles, SourceError> {
         Ok(self.open_part(part)?.tiles()?)
+    }
+
+    fn prefetch(&self, part: Part) {
+        // Pages that a map has asked for come though it is gone.
+        let _ = part_file::map(&self.root.join(&self.record(part).file));
     }
 }
 

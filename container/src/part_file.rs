@@ -179,7 +179,8 @@ impl PartFile {
     }
 }
 
-fn map(path: &Path) -> Result<Mmap> {
+/// Maps a file and has its pages read ahead.
+pub(crate) fn map(path: &Path) -> Result<Mmap> {
     let file = File::open(path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => Error::part(path, "this part of the container is missing"),
         _ => Error::io(path, e, "check the permissions"),

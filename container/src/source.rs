@@ -38,4 +38,10 @@ pub trait LayerSource: Send + Sync {
     /// # Errors
     /// Where the part cannot be read or its tensors contradict their scheme.
     fn part(&self, part: Part) -> Result<PartTiles, SourceError>;
+
+    /// Says that a part is wanted soon, so that its bytes may be read from the disk meanwhile. Does not wait for them, and
+    /// leaves what is wrong with them to [`LayerSource::part`].
+    fn prefetch(&self, part: Part) {
+        let _ = part;
+    }
 }

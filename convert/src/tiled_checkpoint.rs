@@ -47,4 +47,8 @@ impl<S: TensorSource> LayerSource for TiledCheckpoint<S> {
     fn part(&self, part: Part) -> std::result::Result<PartTiles, SourceError> {
         Ok(part::tiles(&self.source, self.inventory.part(part))?)
     }
+
+    fn prefetch(&self, part: Part) {
+        self.inventory.part(part).tensors.iter().for_each(|tensor| self.source.prefetch(tensor));
+    }
 }

@@ -67,6 +67,11 @@ pub trait TensorSource: Send + Sync {
     /// # Errors
     /// Where the bytes must be regenerated and cannot be.
     fn tensor(&self, name: &str) -> Result<Option<Tensor<'_>>>;
+
+    /// Says that a tensor is wanted soon, so that its bytes may be read from the disk meanwhile. Does not wait for them.
+    fn prefetch(&self, name: &str) {
+        let _ = name;
+    }
 }
 
 /// A compressed-tensors (or dense) checkpoint on disk.
@@ -165,6 +170,12 @@ impl TensorSource for Checkpoint {
                 file: &shard.path,
             }
         }))
+    }
+
+    fn prefetch(&self, name: &str) {
+        if let Some((shard, entry)) = self.tensors.get(name) {
+            self.shards[*shard].prefetch(entry);
+        }
     }
 }
 

@@ -58,6 +58,16 @@ impl Shard {
         &self.map[self.data + entry.begin..self.data + entry.end]
     }
 
+    /// Has a tensor's pages read from the disk meanwhile; where the advice is not taken, reading is only slower.
+    pub(crate) fn prefetch(&self, entry: &Entry) {
+        #[cfg(unix)]
+        let _ = self.map.advise_range(
+            memmap2::Advice::WillNeed,
+            self.data + entry.begin,
+            entry.end - entry.begin,
+        );
+    }
+
     pub(crate) fn length(&self) -> u64 {
         self.map.len() as u64
     }

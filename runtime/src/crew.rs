@@ -2,7 +2,6 @@
 //! with less where a device has no room. Saves nothing and tells nobody: the [`Watcher`] does.
 
 use std::collections::BTreeSet;
-use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -20,6 +19,7 @@ use crate::plan::Resources;
 use crate::plans::Plans;
 use crate::snapshot::Snapshot;
 use crate::stage::Stage;
+use crate::workers::Workers;
 
 /// A seat that is taken: a rank, and how hidden states reach it and leave it.
 pub struct Member<B: Backend> {
@@ -32,7 +32,7 @@ pub struct Member<B: Backend> {
     /// To the stage after.
     pub outgoing: Option<Box<dyn Pipe>>,
     /// Workers on the CPU.
-    pub threads: NonZero<usize>,
+    pub workers: Workers,
 }
 
 /// The ranks of a layout on backends that read one another's buffers, in the order of its seats.
@@ -41,15 +41,12 @@ pub fn ranks<B: Backend + 'static>(layout: &Layout, backend: impl Fn() -> B) -> 
     (0..layout.replicas * layout.stages).flat_map(stage).collect()
 }
 
-/// Seats of one process that pass hidden states from thread to thread. `ranks`: in the order of the layout's seats.
-pub fn in_process<B: Backend>(
-    layout: &Layout,
-    ranks: Vec<Rank<B>>,
-    threads: NonZero<usize>,
-) -> Vec<Member<B>> {
+/// Seats of one process that pass hidden states from thread to thread. `ranks` and `workers`: in the order of the
+/// layout's seats, as many as it has.
+pub fn in_process<B: Backend>(layout: &Layout, ranks: Vec<Rank<B>>, workers: Vec<Workers>) -> Vec<Member<B>> {
     let mut incoming: Vec<Option<Box<dyn Pipe>>> = ranks.iter().map(|_| None).collect();
     let mut members = Vec::with_capacity(ranks.len());
-    for (index, backend) in ranks.into_iter().enumerate() {
+    for (index, (backend, workers)) in ranks.into_iter().zip(workers).enumerate() {
         let seat = layout.seat(index);
         let mut outgoing: Option<Box<dyn Pipe>> = None;
         if seat.stage + 1 < layout.stages {
@@ -58,7 +55,7 @@ pub fn in_process<B: Backend>(
             incoming[next] = Some(Box::new(pipe.clone()));
             outgoing = Some(Box::new(pipe));
         }
-        members.push(Member { seat, backend, incoming: incoming[index].take(), outgoing, threads });
+        members.push(Member { seat, backend, incoming: incoming[index].take(), outgoing, workers });
     }
     members
 }
@@ -227,8 +224,7 @@ impl Attempt<'_> {
     /// One seat, in a pool of its own: ranks that wait for one another must not share workers.
     fn seat<B: Backend>(&self, member: &Member<B>) -> Result<()> {
         let leave = Leave { attempt: self, member };
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(member.threads.get()).build();
-        let pool = pool.map_err(|error| {
+        let pool = member.workers.pool().map_err(|error| {
             let what = format!("threads cannot be started ({error}); ask for fewer with --threads");
             Error::Device(KernelError::Device { device: "cpu".to_owned(), what })
         });

@@ -7,6 +7,7 @@ use ctq_container::LayerSource;
 use ctq_kernels::collective::Pipe;
 use ctq_kernels::{Backend, Compute, KernelError, Rotation};
 use ctq_model::Spec;
+use ctq_model::inventory::Part;
 use ctq_model::window::{Window, WindowScores};
 
 use crate::block::Context;
@@ -195,7 +196,8 @@ impl<'a, B: Backend> Engine<'a, B> {
         let mut next = if first < layers.end { Some(self.parts.layer(first)?) } else { None };
         for index in first..layers.end {
             let weights = next.take().expect("loaded in the round before");
-            // The next layer is read and handed over while this one runs.
+            // The next layer is read and handed over while this one runs; the disk begins before a worker is free.
+            self.prefetch_after(index);
             let load = || (index + 1 < layers.end).then(|| self.parts.layer(index + 1)).transpose();
             let (done, loaded) =
                 rayon::join(|| self.run_layer(index, &weights, batches, &contexts, &mut hidden), load);
@@ -214,6 +216,15 @@ impl<'a, B: Backend> Engine<'a, B> {
             }
         }
         Ok(hidden)
+    }
+
+    /// Has the part after a layer read from the disk meanwhile.
+    fn prefetch_after(&self, index: usize) {
+        if index + 1 < self.stage.layers.end {
+            self.parts.prefetch(Part::Layer(index + 1));
+        } else if self.stage.outgoing.is_none() {
+            self.parts.prefetch(if self.spec().tied() { Part::Embedding } else { Part::Head });
+        }
     }
 
     /// Rows of a batch whose hidden states there are before layer `layer`.

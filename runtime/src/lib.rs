@@ -33,6 +33,7 @@ mod stage;
 mod traffic;
 mod treatment;
 mod weights;
+mod workers;
 
 pub use engine::{Engine, Settings};
 pub use error::{Error, Result};
@@ -49,3 +50,4 @@ pub use snapshot::Snapshot;
 pub use stage::Stage;
 pub use traffic::{handed_on, received_in_layer};
 pub use treatment::Acts;
+pub use workers::Workers;

@@ -62,10 +62,25 @@ impl<'a, B: Backend> Parts<'a, B> {
 
     /// A layer.
     pub(crate) fn layer(&self, index: usize) -> Result<Arc<BlockWeights<B>>> {
-        let slot = index.checked_sub(self.first).and_then(|index| self.layers.get(index));
-        kept(slot, || {
+        kept(self.slot(index), || {
             self.load(Part::Layer(index), self.acts, |loader| loader.block(&self.spec().blocks[index]))
         })
+    }
+
+    /// Has what a part is made of read from the disk meanwhile, unless it is kept and here.
+    pub(crate) fn prefetch(&self, part: Part) {
+        let is_here = match part {
+            Part::Layer(index) => self.slot(index).is_some_and(|slot| slot.get().is_some()),
+            Part::Embedding => self.ends.as_ref().is_some_and(|ends| ends.embedding.get().is_some()),
+            Part::Head => self.ends.as_ref().is_some_and(|ends| ends.head.get().is_some()),
+        };
+        if !is_here {
+            self.source.prefetch(part);
+        }
+    }
+
+    fn slot(&self, layer: usize) -> Option<&Kept<BlockWeights<B>>> {
+        layer.checked_sub(self.first).and_then(|index| self.layers.get(index))
     }
 
     /// The embedding. It has no inputs to quantize, and so neither has a head tied to it.

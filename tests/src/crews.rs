@@ -9,7 +9,7 @@ use ctq_kernels::collective::Rank;
 use ctq_kernels::cpu::Cpu;
 use ctq_model::window::{Window, WindowScores};
 use ctq_runtime::crew::{self, Job, Replanned, Watcher};
-use ctq_runtime::{Error, Layout, Plans, Pool, Resources, Seat, Settings};
+use ctq_runtime::{Error, Layout, Plans, Pool, Resources, Seat, Settings, Workers};
 
 /// Memory that is enough for anything here.
 pub const PLENTY: Resources = Resources { pool: Pool::Shared(1 << 40), scratch: 0 };
@@ -72,7 +72,8 @@ pub fn run<B: Backend + 'static>(
 ) -> Result<Told, Error> {
     let Model { source, settings, resources } = model;
     let job = Job { source, settings, vocabulary: usize::MAX, layout, resources };
-    let members = || Ok(crew::in_process(&layout, seats(), NonZero::<usize>::MIN));
+    let workers = vec![Workers::anywhere(NonZero::<usize>::MIN); layout.seats()];
+    let members = || Ok(crew::in_process(&layout, seats(), workers.clone()));
     let collect = Collect { told: Mutex::default(), scored };
     crew::run(&job, windows.to_vec(), members, &collect)?;
     let mut told = collect.told.into_inner().unwrap_or_else(PoisonError::into_inner);

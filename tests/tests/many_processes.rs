@@ -14,7 +14,7 @@ use ctq_kernels::collective::{Pipe, Rank};
 use ctq_kernels::cpu::Cpu;
 use ctq_model::window::{Window, WindowScores};
 use ctq_runtime::crew::{self, Job, Member, Watcher};
-use ctq_runtime::{Acts, Engine, Error, Layout, Seat, Settings};
+use ctq_runtime::{Acts, Engine, Error, Layout, Seat, Settings, Workers};
 use ctq_tests::{assets, crews, models};
 
 const LENGTHS: [usize; 5] = [30, 12, 25, 30, 9];
@@ -71,7 +71,7 @@ fn scores_of(
             backend: Rank::new(Cpu::detect(), Box::new(OverHost::new(world.group(&stage, 1)))),
             incoming: seat.stage.checked_sub(1).map(from),
             outgoing: (seat.stage + 1 < layout.stages).then(|| to(seat.stage + 1)),
-            threads: NonZero::<usize>::MIN,
+            workers: Workers::anywhere(NonZero::<usize>::MIN),
         }])
     };
     let job = Job { source, settings, vocabulary: usize::MAX, layout, resources: crews::PLENTY };

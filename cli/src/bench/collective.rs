@@ -4,7 +4,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use ctq_kernels::bench::{CollectiveTiming, Effort, Ends, Floor, Probe, cases};
 use ctq_kernels::collective::{Rank, team};
 use ctq_kernels::{Backend, KernelError};
-use ctq_runtime::Layout;
+use ctq_runtime::{Layout, Workers};
 
 use super::{Measurements, Team, go_on};
 use crate::args::BenchOptions;
@@ -145,7 +145,7 @@ impl OnSeats for OneProcess<'_> {
 
     fn run<B: Backend + 'static>(self, seats: &dyn Seats<B>) -> Self::Output {
         let layout = Layout { ranks: self.several.world.ranks(), ..Layout::ONE };
-        let member = self.several.member(&layout, seats, self.threads)?;
+        let member = self.several.member(&layout, seats, Workers::anywhere(self.threads))?;
         let ends = self.several.ends();
         let pool = machine::pool(Some(self.threads.get()))?;
         pool.install(|| self.program.run(&member.backend, ends.as_ref()))
