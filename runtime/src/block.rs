@@ -65,7 +65,7 @@ impl<B: Backend> Context<'_, B> {
                 let renormalize = if *renormalize { Renormalize::Chosen } else { Renormalize::All };
                 self.moe(router, experts, *top_k, renormalize, &x)?
             }
-            (FfnWeights::Gated(gated), FfnSpec::Gated(_)) => self.gated(gated, &x)?,
+            (FfnWeights::Gated(gated), FfnSpec::Gated(_)) => self.gated(gated, x)?,
             (FfnWeights::Gated(_), FfnSpec::Moe { .. }) | (FfnWeights::Moe { .. }, FfnSpec::Gated(_)) => {
                 unreachable!("weights are loaded by the same specification")
             }
@@ -133,8 +133,9 @@ impl<B: Backend> Context<'_, B> {
     }
 
     /// `down(silu(gate(x)) * up(x))`.
-    fn gated(&self, weights: &GatedWeights<B>, x: &B::Buffer) -> Result<B::Buffer> {
-        let [gate, up] = self.linears([&weights.gate, &weights.up], x, &self.rows.windows)?;
+    fn gated(&self, weights: &GatedWeights<B>, x: B::Buffer) -> Result<B::Buffer> {
+        let [gate, up] = self.linears([&weights.gate, &weights.up], &x, &self.rows.windows)?;
+        drop(x);
         let inner = self.backend.gate(gate, &up)?;
         drop(up);
         self.linear(&weights.down, &inner, &self.rows.windows)

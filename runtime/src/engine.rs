@@ -99,7 +99,8 @@ impl<'a, B: Backend> Engine<'a, B> {
         }
         let hidden = self.run(&ids, &batches, resume, observer).map_err(|error| of_all(error, windows))?;
         if let Some(outgoing) = self.stage.outgoing {
-            outgoing.send(self.on_host(hidden)?)?;
+            let elements = self.elements_before(self.stage.layers.end, &batches);
+            outgoing.send(self.on_host(hidden, elements)?)?;
             return Ok(Vec::new());
         }
         let (head, rotation) = (self.parts.head()?, self.rotation(0));
@@ -184,8 +185,8 @@ impl<'a, B: Backend> Engine<'a, B> {
         let rotation = self.rotation(sequences.iter().map(|ids| ids.len()).max().unwrap_or(0));
         let contexts: Vec<_> = batches.iter().map(|batch| self.context(&rotation, batch)).collect();
         let usable = resume.filter(|snapshot| {
-            let rows = batches.iter().map(|batch| self.rows_before(snapshot.layer, batch).len());
-            snapshot.layer <= layers.end && snapshot.hidden.len() == rows.sum::<usize>() * self.spec().hidden
+            let elements = self.elements_before(snapshot.layer, batches);
+            snapshot.layer <= layers.end && snapshot.hidden.len() == elements
         });
         let first = usable.as_ref().map_or(layers.start, |snapshot| snapshot.layer);
         let mut hidden = self.begin(sequences, batches, &contexts, usable)?;
@@ -209,7 +210,9 @@ impl<'a, B: Backend> Engine<'a, B> {
             let keeps = self.any(stops || observer.wants_snapshot())?;
             // Between two stages the windows of a group are in several places at a time.
             if keeps && self.stage.is_whole() && self.backend.peers().rank() == 0 {
-                observer.snapshot(Snapshot { layer: index + 1, hidden: self.on_host(&hidden)? })?;
+                let elements = self.elements_before(index + 1, batches);
+                let hidden = self.on_host(&hidden, elements)?;
+                observer.snapshot(Snapshot { layer: index + 1, hidden })?;
             }
             if stops {
                 return Err(Error::Interrupted);
@@ -230,6 +233,12 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// Rows of a batch whose hidden states there are before layer `layer`.
     fn rows_before<'b>(&self, layer: usize, batch: &'b Batch) -> &'b Rows {
         if layer == self.stage.layers.end { batch.last() } else { &batch.rows }
+    }
+
+    /// Elements of the hidden states of all batches before layer `layer`.
+    fn elements_before(&self, layer: usize, batches: &[Batch]) -> usize {
+        let rows = batches.iter().map(|batch| self.rows_before(layer, batch).len());
+        rows.sum::<usize>() * self.spec().hidden
     }
 
     /// Whether any of the ranks that share the model says so.
@@ -307,10 +316,14 @@ impl<'a, B: Backend> Engine<'a, B> {
         Ok(())
     }
 
-    /// The hidden states of all batches, in the order of the group's windows; each batch that is given away goes as soon as
+    /// The `elements` hidden states of all batches, in the order of the group's windows; each batch that is given away goes as soon as
     /// it is copied.
-    fn on_host(&self, hidden: impl IntoIterator<Item = impl Borrow<Hidden<B>>>) -> Result<Vec<f32>> {
-        let mut all = Vec::new();
+    fn on_host(
+        &self,
+        hidden: impl IntoIterator<Item = impl Borrow<Hidden<B>>>,
+        elements: usize,
+    ) -> Result<Vec<f32>> {
+        let mut all = Vec::with_capacity(elements);
         for batch in hidden {
             batch.borrow().append_to(self.backend, &mut all)?;
         }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use ctq_container::MatrixRecord;
 use ctq_model::Spec;
 use ctq_model::inventory::{Inventory, Part, PartInventory};
-use ctq_model::spec::FfnSpec;
+use ctq_model::spec::{BlockSpec, FfnSpec};
 
 use crate::schedule::EXPERTS_AT_ONCE;
 
@@ -25,8 +25,10 @@ pub struct Needs {
     pub hidden: u64,
     /// Bytes of one token's hidden state, on the host.
     pub hidden_on_host: u64,
-    /// Bytes of everything else that a token takes while a layer runs over it.
+    /// Bytes of everything else that a token takes while a layer runs over it, on a device.
     pub activations: u64,
+    /// The same on a backend that computes in host memory.
+    pub activations_on_host: u64,
 }
 
 impl Needs {
@@ -46,6 +48,7 @@ impl Needs {
             hidden,
             hidden_on_host: hidden,
             activations: (4 * activations(spec)) as u64,
+            activations_on_host: (4 * activations_on_host(spec)) as u64,
         }
     }
 
@@ -80,6 +83,7 @@ pub(crate) fn example() -> Needs {
         hidden: 10,
         hidden_on_host: 10,
         activations: 90,
+        activations_on_host: 90,
     }
 }
 
@@ -88,9 +92,32 @@ fn packed_bytes(part: &PartInventory) -> u64 {
     part.linears.iter().map(|linear| MatrixRecord::of(linear).stored_bytes()).sum()
 }
 
-/// Elements of f32 that a token takes beside its hidden state while a layer runs over it: normed input, prepared
-/// operand, and the widest intermediate results. Gathered outputs exist twice for a moment, once in blocks and once in
-/// place.
+/// Elements of f32 that a token takes beside its hidden state while a layer runs over it in host memory, at the moment
+/// that takes most. Outputs are written in place; an operand is counted as f32, which with bf16 it is not.
+fn activations_on_host(spec: &Spec) -> usize {
+    let hidden = spec.hidden;
+    let of_block = |block: &BlockSpec| {
+        let attention = &block.attention;
+        let (queries, keys) = (attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim);
+        // Normed input and its operand beside what is projected; then that beside what is attended to.
+        let attention = (2 * hidden + queries + 2 * keys).max(2 * queries + 2 * keys);
+        let ffn = match &block.ffn {
+            // Normed input and its operand beside gate and up; or the inner results, their operand and the output.
+            FfnSpec::Gated(gated) => 2 * gated.width + 2 * hidden,
+            // Normed input and sum; of each expert at once, inputs and their operand beside gate and up.
+            FfnSpec::Moe { top_k, experts, .. } => {
+                let width = experts.first().map_or(0, |expert| expert.width);
+                2 * hidden + (*top_k).min(EXPERTS_AT_ONCE) * (2 * hidden + 2 * width)
+            }
+        };
+        attention.max(ffn)
+    };
+    spec.blocks.iter().map(of_block).max().unwrap_or(0)
+}
+
+/// Elements of f32 that a token takes beside its hidden state while a layer runs over it on a device: normed input,
+/// prepared operand, and the widest intermediate results. Gathered outputs exist twice for a moment, once in blocks and
+/// once in place.
 fn activations(spec: &Spec) -> usize {
     let widest = spec.blocks.iter().map(|block| {
         let attention = &block.attention;

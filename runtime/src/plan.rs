@@ -17,6 +17,10 @@ pub const PLENTY_TOKENS: usize = 16_384;
 /// keep a device waiting.
 const ENOUGH_TOKENS: usize = 4_096;
 
+/// Bytes that the activations of a batch may take in host memory, unless they are of one window: no larger batch is
+/// faster, for weights are decoded for thousands of tokens at once, and the memory stays free for pages of files.
+const HOST_ACTIVATIONS: u64 = 384 << 20;
+
 /// Memory that a run may take, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pool {
@@ -157,6 +161,8 @@ struct Windows<'a> {
     longest: u64,
     /// Tokens that a group may have however much room there is.
     most: u64,
+    /// Tokens of a batch that are plenty.
+    plenty: u64,
 }
 
 /// Groups of windows.
@@ -171,7 +177,8 @@ struct Cut {
 impl<'a> Windows<'a> {
     fn new(lengths: &'a [usize], most: u64) -> Windows<'a> {
         let longest = lengths.iter().copied().max().unwrap_or(0) as u64;
-        Windows { lengths, total: lengths.iter().sum::<usize>() as u64, longest, most }
+        let total = lengths.iter().sum::<usize>() as u64;
+        Windows { lengths, total, longest, most, plenty: PLENTY_TOKENS as u64 }
     }
 
     /// Groups of at most `tokens` tokens.
@@ -182,13 +189,21 @@ impl<'a> Windows<'a> {
         Cut { groups, tokens, largest: largest.unwrap_or(0) as u64 }
     }
 
+    /// Tokens of a batch that is worth it.
+    fn enough(&self) -> u64 {
+        (ENOUGH_TOKENS as u64).min(self.plenty).min(self.total).max(self.longest)
+    }
+
     /// Tokens of a batch that may have `tokens`: no more than are plenty, no less than one window.
     fn batch(&self, tokens: u64) -> u64 {
-        tokens.min(PLENTY_TOKENS as u64).max(self.longest)
+        tokens.min(self.plenty).max(self.longest)
     }
 }
 
 fn shared(needs: &Needs, budget: u64, scratch: u64, windows: &Windows<'_>) -> Plan {
+    let needs = &Needs { activations: needs.activations_on_host, ..needs.clone() };
+    let plenty = windows.plenty.min(HOST_ACTIVATIONS / needs.activations.max(1));
+    let windows = &Windows { plenty, ..*windows };
     let room = Room { needs, device: budget, host: 0, scratch };
     if let Some(plan) = room.on_device(0, windows) {
         return Plan { host_bytes: 0, ..plan };
@@ -240,7 +255,7 @@ impl Room<'_> {
     fn on_device(&self, weights: u64, windows: &Windows<'_>) -> Option<Plan> {
         let (hidden, activations) = (self.needs.hidden, self.needs.activations);
         let room = self.beside(weights);
-        let enough = (ENOUGH_TOKENS as u64).min(windows.total).max(windows.longest);
+        let enough = windows.enough();
         if enough * (hidden + activations) > room {
             return None;
         }
@@ -440,6 +455,22 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// 4,096 bytes a token: 384 MiB are 98,304 tokens, more than are plenty; 64 times as many bytes are of 1,536.
+    #[test]
+    fn in_host_memory_activations_of_a_batch_are_bounded() {
+        let lengths = [1_000; 100];
+        let with = |activations_on_host: u64| {
+            let needs = Needs { activations_on_host, ..needs() };
+            plan(&needs, Pool::Shared(1 << 40), 0, &lengths).expect("room")
+        };
+        assert_eq!(with(4_096).schedule.batch_tokens, PLENTY_TOKENS);
+        let wide = with(64 * 4_096);
+        assert_eq!((wide.groups.len(), wide.schedule.batch_tokens), (1, 1_536));
+        assert_eq!(wide.device_bytes, 1_536 * 64 * 4_096 + 100_000 * 10);
+        // One window always runs.
+        assert_eq!(with(1 << 30).schedule.batch_tokens, 1_000);
     }
 
     #[test]

@@ -38,16 +38,23 @@ impl Snapshot {
             let temporary = tempfile::NamedTempFile::new_in(folder)?;
             // The file itself: its errors do not name the temporary path, which would tell nobody anything.
             let mut file = temporary.as_file();
-            let body: Vec<u8> = self.hidden.iter().flat_map(|value| value.to_le_bytes()).collect();
+            let mut hasher = hasher(key, self.layer);
+            self.bytes().for_each(|bytes| hasher.update(bytes));
             file.write_all(MAGIC)?;
-            file.write_all(&digest(key, self.layer, &body))?;
+            file.write_all(&hasher.finalize())?;
             file.write_all(&(self.layer as u64).to_le_bytes())?;
-            file.write_all(&body)?;
+            self.bytes().try_for_each(|bytes| file.write_all(&bytes))?;
             file.sync_all()?;
             temporary.persist(path)?;
             Ok(())
         };
         write().map_err(|source| Error::Snapshot { path: path.to_owned(), source })
+    }
+
+    /// The hidden states as bytes, some at a time: another copy of all of them may be more than there is room for.
+    fn bytes(&self) -> impl Iterator<Item = Vec<u8>> {
+        let parts = self.hidden.chunks(ELEMENTS_AT_ONCE);
+        parts.map(|part| part.iter().flat_map(|value| value.to_le_bytes()).collect())
     }
 
     /// What the first of several ranks has, for all of them; some of it at a time, for every rank gets a copy.
@@ -83,7 +90,7 @@ impl Snapshot {
         let (checksum, rest) = rest.split_at_checked(32)?;
         let (layer, body) = rest.split_at_checked(8)?;
         let layer = u64::from_le_bytes(layer.try_into().ok()?) as usize;
-        if checksum != digest(key, layer, body) || body.len() % 4 != 0 {
+        if *checksum != *hasher(key, layer).chain_update(body).finalize() || body.len() % 4 != 0 {
             return None;
         }
         Some(Snapshot { layer, hidden: floats(body) })
@@ -94,13 +101,13 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect()
 }
 
-fn digest(key: &str, layer: usize, body: &[u8]) -> [u8; 32] {
+/// A digest of everything that comes before the hidden states.
+fn hasher(key: &str, layer: usize) -> Sha256 {
     let mut hasher = Sha256::new();
     hasher.update((key.len() as u64).to_le_bytes());
     hasher.update(key);
     hasher.update((layer as u64).to_le_bytes());
-    hasher.update(body);
-    hasher.finalize().into()
+    hasher
 }
 
 #[cfg(test)]

@@ -98,7 +98,7 @@ fn what_is_scored_before_stays_scored() {
     for source in checkpoints() {
         let needs = Needs::of(source.inventory());
         // Two or three windows a group; room goes when some are scored.
-        let pool = Pool::Shared(170 * (needs.hidden + needs.activations));
+        let pool = Pool::Shared(170 * (needs.hidden + needs.activations_on_host));
         let groups = plan(&needs, pool, 0, &LENGTHS).expect("a plan").groups;
         assert!((2..=4).contains(&groups.len()), "{groups:?}");
         let backend = Cramped::new(usize::MAX);
