@@ -5,9 +5,10 @@ use comfy_table::{CellAlignment, Table, presets};
 use ctq_model::Inventory;
 use ctq_model::window::Window;
 use ctq_runtime::crew::Job;
-use ctq_runtime::{Layout, Needs, Plans, Pool, Seat, handed_on, received_in_layer};
+use ctq_runtime::{Layout, Needs, Operations, Plans, Pool, Seat, Work, handed_on, received_in_layer};
 use serde::Serialize;
 
+use crate::floor::Floor;
 use crate::report;
 
 /// What is printed, and written as JSON: a stable object.
@@ -24,7 +25,13 @@ pub(crate) struct DryRun {
     windows: usize,
     tokens: usize,
     packed_bytes: u64,
+    threads: usize,
+    /// Where the bytes that may be taken come from.
+    memory: String,
     seats: Vec<SeatPlan>,
+    /// Arithmetic, where it is the CPU's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    work: Option<Floor>,
     traffic: Traffic,
     largest: Option<Largest>,
 }
@@ -83,15 +90,25 @@ pub(crate) struct Subject<'a> {
     pub(crate) windows: &'a [Window],
     /// Names of devices, which seats take in turn.
     pub(crate) devices: &'a [String],
+    /// Threads of all seats.
+    pub(crate) threads: usize,
+    /// Operations a second that one of them does at most, where that is known.
+    pub(crate) peaks: Option<&'a Operations>,
+    /// Where the bytes that may be taken come from, for people.
+    pub(crate) memory: &'a str,
 }
 
 impl DryRun {
     pub(crate) fn new(subject: &Subject<'_>) -> DryRun {
-        let Subject { model, acts, job, why, plans, windows, devices } = *subject;
+        let Subject { model, acts, job, why, plans, windows, devices, threads, peaks, memory } = *subject;
         let (layout, inventory) = (job.layout, job.source.inventory());
         let needs = Needs::of(inventory);
         let seat =
             |index: usize| seat_plan(job, &needs, plans, layout.seat(index), &devices[index % devices.len()]);
+        let work = match job.resources.pool {
+            Pool::Shared(_) => Some(Floor::of(&Work::of(inventory, job.settings, windows), threads, peaks)),
+            Pool::Separate { .. } => None,
+        };
         let longest = windows.iter().map(|window| window.ids.len()).max().unwrap_or(0);
         DryRun {
             dry_run_version: 1,
@@ -106,6 +123,9 @@ impl DryRun {
             tokens: windows.iter().map(|window| window.ids.len()).sum(),
             packed_bytes: needs.all,
             seats: (0..layout.seats()).map(seat).collect(),
+            work,
+            threads,
+            memory: memory.to_owned(),
             traffic: traffic(&layout, inventory, plans, windows),
             largest: largest(job, &needs, longest),
         }
@@ -117,6 +137,7 @@ impl DryRun {
             format!("model:    {} (acts {}), {} packed", self.model, self.acts, bytes(self.packed_bytes)),
             format!("windows:  {} of {} tokens in all", self.windows, self.tokens),
             format!("layout:   {}: {}", self.layout, self.why),
+            format!("memory:   {}", self.memory),
             String::new(),
             self.table().to_string(),
             String::new(),
@@ -135,6 +156,7 @@ impl DryRun {
                 bytes(stage_bytes_per_token)
             ));
         }
+        lines.extend(self.work.as_ref().map(Floor::text));
         lines.push(match &self.largest {
             Some(Largest { resident_bytes, resident_parameters, layer_bytes }) => format!(
                 "largest:  {} packed would stay on these devices, about {:.1} G weights at this model's bits; larger models pass through, with layers of up to {}",
@@ -151,8 +173,8 @@ impl DryRun {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
         table.set_header([
-            "device", "replica", "stage", "rank", "windows", "groups", "layers", "rows", "weights", "",
-            "takes", "host", "of",
+            "device", "replica", "stage", "rank", "windows", "groups", "batch", "layers", "rows", "weights",
+            "", "takes", "host", "of",
         ]);
         for seat in &self.seats {
             let layers = match seat.layers {
@@ -167,6 +189,7 @@ impl DryRun {
                 seat.rank.to_string(),
                 seat.windows.to_string(),
                 seat.groups.to_string(),
+                seat.batch_tokens.to_string(),
                 layers,
                 seat.rows.clone(),
                 bytes(seat.weight_bytes),
@@ -251,7 +274,7 @@ fn largest(job: &Job<'_>, needs: &Needs, longest: usize) -> Option<Largest> {
 }
 
 /// Bytes for people, in powers of 1024.
-fn bytes(bytes: u64) -> String {
+pub(crate) fn bytes(bytes: u64) -> String {
     let (mut amount, mut unit) = (bytes as f64, 0);
     while amount >= 1024.0 && unit < 4 {
         (amount, unit) = (amount / 1024.0, unit + 1);

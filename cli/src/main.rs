@@ -11,6 +11,7 @@ mod dry_run;
 mod eval;
 mod evaluate;
 mod exit;
+mod floor;
 mod inspect;
 mod interrupt;
 mod logits;

@@ -12,8 +12,9 @@ use ctq_runtime::crew::{self, Job};
 use ctq_runtime::{Arranged, Layout, Needs, Plans, Pool, Resources, Settings, Wish, Workers, arrange};
 
 use crate::device::{HeadUse, Opened};
-use crate::dry_run::{DryRun, Subject};
+use crate::dry_run::{DryRun, Subject, bytes};
 use crate::exit::{Verdict, verdict_of};
+use crate::floor;
 use crate::machine;
 use crate::party::Party;
 use crate::post::Posting;
@@ -63,6 +64,7 @@ impl Run<'_> {
         let (job, why) = self.job(None)?;
         let plan = format!("{:?}, {:?}", job.layout, job.resources);
         self.party.agree(Ok(BTreeMap::from([("plan", plan)])))?;
+        report.detail(&format!("memory: {}", told_of_memory(self.memory, job.resources.pool)));
         if job.layout != Layout::ONE {
             report.note(&format!("{}: {}: {why}", self.name, job.layout));
         }
@@ -89,6 +91,11 @@ impl Run<'_> {
         let needs = Needs::of(self.source.inventory());
         let plans = Plans::new(&job.layout, &needs, job.resources, self.windows)?;
         let devices = self.device.names();
+        let threads = self.threads_of_seat(&job.layout).get() * job.layout.seats();
+        let peaks = match job.resources.pool {
+            Pool::Shared(_) => floor::peaks(),
+            Pool::Separate { .. } => None,
+        };
         Ok(DryRun::new(&Subject {
             model: self.name,
             acts,
@@ -97,6 +104,9 @@ impl Run<'_> {
             plans: &plans,
             windows: self.windows,
             devices: &devices,
+            threads,
+            peaks: peaks.as_ref(),
+            memory: &told_of_memory(self.memory, job.resources.pool),
         }))
     }
 
@@ -165,6 +175,27 @@ impl Run<'_> {
             }
             Verdict::Good | Verdict::Failed | Verdict::Unusable => error,
         }
+    }
+}
+
+/// What a run may take and why, for people.
+fn told_of_memory(asked: Option<u64>, pool: Pool) -> String {
+    let a_seat = |amount: u64| format!("{} a seat", bytes(amount));
+    match (asked, pool) {
+        (Some(_), Pool::Shared(amount)) => {
+            format!("{} for hidden states and what a layer makes of them, as --memory says", a_seat(amount))
+        }
+        (None, Pool::Shared(amount)) => format!(
+            "{} for hidden states and what a layer makes of them, which is half of what is free; --memory gives another amount",
+            a_seat(amount)
+        ),
+        (Some(_), Pool::Separate { device, .. }) => {
+            format!("{} of a device for everything, as --memory says", a_seat(device))
+        }
+        (None, Pool::Separate { device, .. }) => format!(
+            "{} of a device for everything, which is nearly all that is free; --memory gives less",
+            a_seat(device)
+        ),
     }
 }
 

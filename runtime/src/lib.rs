@@ -33,6 +33,7 @@ mod stage;
 mod traffic;
 mod treatment;
 mod weights;
+mod work;
 mod workers;
 
 pub use engine::{Engine, Settings};
@@ -50,4 +51,5 @@ pub use snapshot::Snapshot;
 pub use stage::Stage;
 pub use traffic::{handed_on, received_in_layer};
 pub use treatment::Acts;
+pub use work::{Operations, Work};
 pub use workers::Workers;

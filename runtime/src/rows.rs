@@ -28,10 +28,6 @@ impl Rows {
 
     /// Rows that predict the scored positions: a position is predicted by the row before it.
     pub(crate) fn predicting(windows: &[Window]) -> Rows {
-        let predicting = |window: &Window| match &window.scored {
-            scored if scored.is_empty() => 0..0,
-            scored => scored.start - 1..scored.end - 1,
-        };
         Rows::of(windows.iter().map(predicting))
     }
 
@@ -54,6 +50,14 @@ impl Rows {
         let window = self.windows.iter().position(|window| window.contains(&row)).unwrap_or(0);
         let span = &self.spans[window];
         (window, span.first + row - span.rows.start)
+    }
+}
+
+/// Positions that predict the scored ones of a window.
+pub(crate) fn predicting(window: &Window) -> Range<usize> {
+    match &window.scored {
+        scored if scored.is_empty() => 0..0,
+        scored => scored.start - 1..scored.end - 1,
     }
 }
 

@@ -332,8 +332,11 @@ fn a_dry_run_tells_what_goes_where_and_scores_nothing() {
     let line =
         "eval NVFP4 --data text.txt --ctx 256 --stride 64 --acts off --memory 16M --tp 2 --pp 2 --dry-run";
     let ran = session.ctq(&format!("{line} --json plan.json")).expect(0);
-    insta::assert_snapshot!(ran.stdout);
+    // How long it would take is a matter of the machine.
+    let lines = ran.stdout.lines().filter(|line| !line.starts_with("floor:"));
+    insta::assert_snapshot!(lines.collect::<Vec<_>>().join("\n"));
     let plan = &session.json("plan.json")[0];
+    assert!(plan["work"]["linears"].as_f64().expect("operations") > 0.0);
     assert_eq!((&plan["tp"], &plan["pp"], &plan["replicas"]), (&2.into(), &2.into(), &1.into()));
     assert_eq!(plan["seats"].as_array().expect("seats").len(), 4);
     // (128 + 128 + 256 + 128) columns of f32, half of which come from the other rank.
