@@ -95,6 +95,11 @@ pub(crate) fn peak_memory() -> Option<u64> {
     field("/proc/self/status", "VmHWM:")
 }
 
+/// Resident memory that is no page of a file, now, in bytes.
+pub(crate) fn anonymous_memory() -> Option<u64> {
+    field("/proc/self/status", "RssAnon:")
+}
+
 /// A field in kB of a file of /proc, in bytes.
 fn field(path: &str, name: &str) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;

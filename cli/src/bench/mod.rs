@@ -1,15 +1,23 @@
-//! `ctq bench`: how fast the heavy operations are on a device, on the shapes of a Llama 8B; or what ranks hand one another.
+//! `ctq bench`: how fast this machine is. Which kind of measurement was asked for, and what comes of it as text and as
+//! JSON; the kinds are in files of their own.
 
 mod collective;
+mod mapped;
+mod memory;
+mod operations;
+mod shapes;
+mod synthetic;
+mod window;
 
 use std::fs;
 
 use anyhow::Context;
-use comfy_table::{CellAlignment, Table, presets};
-use ctq_kernels::bench::{self, CollectiveTiming, Effort, Timing};
-use ctq_kernels::{AttentionShape, Backend, Compute};
+use ctq_kernels::Backend;
+use ctq_kernels::bench::{self, CollectiveTiming, PeakTiming};
 use serde::Serialize;
 
+use self::operations::{Choices, Row};
+use self::window::WindowTiming;
 use crate::args::BenchOptions;
 use crate::device::{OnBackend, Opened};
 use crate::exit::Verdict;
@@ -17,17 +25,25 @@ use crate::party::Party;
 use crate::report::{self, Report};
 use crate::{eval, interrupt, machine};
 
-/// What is written as JSON: a stable object.
-#[derive(Debug, Serialize)]
+/// What is written as JSON: a stable object. What was not asked for is empty.
+#[derive(Debug, Default, Serialize)]
 struct Measurements {
     bench_version: u32,
     backend: String,
     isa: String,
-    timings: Vec<Timing>,
+    /// Workers on the CPU.
+    threads: usize,
+    /// What the threads do at most, on a CPU.
+    peaks: Vec<PeakTiming>,
+    timings: Vec<Row>,
+    windows: Vec<WindowTiming>,
     /// The ranks of `collectives`, where these were asked for.
     team: Option<Team>,
     collectives: Vec<CollectiveTiming>,
 }
+
+/// Version of the JSON object.
+const VERSION: u32 = 2;
 
 /// Ranks that hand one another things.
 #[derive(Debug, Serialize)]
@@ -41,11 +57,25 @@ struct Team {
     floor: String,
 }
 
-/// Rows of activations where none are named.
-const ROWS: usize = 8192;
+/// Seconds of several rounds.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Spread {
+    median: f64,
+    fastest: f64,
+    slowest: f64,
+}
 
-/// Query and key-value heads of a Llama 8B.
-const ATTENTION: AttentionShape = AttentionShape { heads: 32, kv_heads: 8, head_dim: 128, window: None };
+impl Spread {
+    /// Of rounds; of none all is zero.
+    fn of(mut rounds: Vec<f64>) -> Spread {
+        rounds.sort_by(f64::total_cmp);
+        let at = |index: usize| rounds.get(index).copied().unwrap_or(0.0);
+        Spread { median: at(rounds.len() / 2), fastest: at(0), slowest: at(rounds.len().saturating_sub(1)) }
+    }
+}
+
+/// Rounds of a peak: before the measurements, and after them.
+const PEAK_ROUNDS: usize = 5;
 
 pub(crate) fn run(options: &BenchOptions, report: &Report) -> anyhow::Result<Verdict> {
     if let Some(path) = &options.json {
@@ -68,7 +98,8 @@ fn measure(options: &BenchOptions, party: &Party, report: &Report) -> anyhow::Re
     } else {
         let pool = machine::pool(options.threads)?;
         let device = Opened::open(options.device, None, report)?;
-        pool.install(|| device.on(Measure { options, report }))?
+        let on_cpu = matches!(device, Opened::Cpu(_));
+        pool.install(|| device.on(Measure { options, on_cpu, report }))?
     };
     if !party.leads() {
         return Ok(());
@@ -85,6 +116,7 @@ fn measure(options: &BenchOptions, party: &Party, report: &Report) -> anyhow::Re
 
 struct Measure<'a> {
     options: &'a BenchOptions,
+    on_cpu: bool,
     report: &'a Report,
 }
 
@@ -92,31 +124,28 @@ impl OnBackend for Measure<'_> {
     type Output = anyhow::Result<Measurements>;
 
     fn run<B: Backend>(self, backend: &B) -> anyhow::Result<Measurements> {
-        let rows = self.options.rows.unwrap_or(ROWS);
-        let effort = Effort { rounds: self.options.rounds, seconds: 0.05 };
-        let identity = backend.identity();
-        let mut timings = Vec::new();
-        let mut keep = |timing: Timing| {
-            self.report.note(&line(&timing));
-            timings.push(timing);
-            go_on()
-        };
-        for scheme in bench::SCHEMES {
-            for (n, k) in bench::LLAMA_8B {
-                keep(bench::linear(backend, scheme, (rows, n, k), Compute::Bf16, effort)?)?;
-            }
+        let Measure { options, on_cpu, report } = self;
+        let peaks = if on_cpu { bench::peaks(PEAK_ROUNDS) } else { Vec::new() };
+        for peak in &peaks {
+            report.note(&peak_line(peak));
         }
-        let length = rows.min(2048);
-        let windows = (rows / length, length);
-        keep(bench::attention(backend, &ATTENTION, windows, Compute::Bf16, effort)?)?;
-        Ok(Measurements {
-            bench_version: 1,
+        go_on()?;
+        let identity = backend.identity();
+        let mut measurements = Measurements {
+            bench_version: VERSION,
             backend: identity.name,
             isa: identity.isa,
-            timings,
-            team: None,
-            collectives: Vec::new(),
-        })
+            threads: rayon::current_num_threads(),
+            ..Measurements::default()
+        };
+        if options.window {
+            measurements.windows = window::measure(options, backend, &peaks, report)?;
+        } else {
+            let choices = if on_cpu { Choices::on_cpu(options) } else { Choices::on_gpu(options) };
+            let timings = choices.measure(backend, report)?;
+            measurements.timings = timings.into_iter().map(|timing| Row::new(timing, &peaks)).collect();
+        }
+        Ok(Measurements { peaks, ..measurements })
     }
 }
 
@@ -130,41 +159,32 @@ fn go_on() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn line(timing: &Timing) -> String {
-    let Timing { operation, what, m, n, k, seconds, operations, .. } = timing;
+fn peak_line(peak: &PeakTiming) -> String {
+    let giga = |rate: f64| rate / 1e9;
     format!(
-        "{operation} {what} {m} x {n} x {k}: {:.3} ms, {:.2} TFLOP/s",
-        seconds * 1e3,
-        operations / seconds / 1e12
+        "peak {}: {:.1} Gop/s ({:.1} to {:.1})",
+        peak.instruction.name(),
+        giga(peak.operations_per_second),
+        giga(peak.slowest),
+        giga(peak.fastest)
     )
 }
 
 fn text(measurements: &Measurements) -> String {
-    let table = match &measurements.team {
-        Some(team) => collective::table(team, &measurements.collectives),
-        None => table(&measurements.timings).to_string(),
+    let Measurements { backend, isa, threads, peaks, .. } = measurements;
+    let mut lines = match &measurements.team {
+        Some(_) => vec![format!("{backend} {isa}")],
+        None => vec![format!("{backend} {isa}, {threads} thread(s)")],
     };
-    format!("{} {}\n{table}", measurements.backend, measurements.isa)
-}
-
-fn table(timings: &[Timing]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(["operation", "weights", "m", "n", "k", "ms", "TFLOP/s", "GB/s"]);
-    for timing in timings {
-        table.add_row([
-            timing.operation.clone(),
-            timing.what.clone(),
-            timing.m.to_string(),
-            timing.n.to_string(),
-            timing.k.to_string(),
-            format!("{:.3}", timing.seconds * 1e3),
-            format!("{:.2}", timing.operations / timing.seconds / 1e12),
-            format!("{:.1}", timing.bytes / timing.seconds / 1e9),
-        ]);
+    lines.extend(peaks.iter().map(peak_line));
+    if let Some(team) = &measurements.team {
+        lines.push(collective::table(team, &measurements.collectives));
     }
-    for column in table.column_iter_mut().skip(2) {
-        column.set_cell_alignment(CellAlignment::Right);
+    if !measurements.timings.is_empty() {
+        lines.push(operations::table(&measurements.timings).to_string());
     }
-    table
+    if !measurements.windows.is_empty() {
+        lines.push(window::table(&measurements.windows));
+    }
+    lines.join("\n")
 }

@@ -10,7 +10,7 @@ use super::collective::{
     Carried, Case, CollectiveTiming, Model, bytes_received, ids, partial_bytes, width_of,
 };
 use super::floor::{Copy, Floor};
-use super::{Effort, matrix, noise};
+use super::{Effort, Weights, noise, random_tiles};
 use crate::Compute;
 use crate::backend::{Backend, KernelError, Pieces, Treatment, VOCABULARY_TILE};
 use crate::collective::{Handover, Pipe, Rank};
@@ -129,7 +129,7 @@ impl<B: Backend> Probe<'_, B> {
     /// Gathers columns that a linear has left with its ranks.
     fn all_gather(&self, (width, pieces): (usize, Pieces), tokens: usize) -> Result<Spread, KernelError> {
         let rank = self.rank;
-        let weight = rank.matrix(&matrix("bf16", width, INPUTS), 0..width, pieces)?;
+        let weight = rank.matrix(&random_tiles(&Weights::Bf16.linear(width, INPUTS), 2), 0..width, pieces)?;
         let x = rank.upload(INPUTS, &noise(tokens * INPUTS))?;
         let window = 0..tokens;
         let windows = std::slice::from_ref(&window);
@@ -155,7 +155,11 @@ impl<B: Backend> Probe<'_, B> {
     /// Looks embeddings up in a table of which each rank holds as many rows.
     fn embed(&self, width: usize, tokens: usize) -> Result<Spread, KernelError> {
         let rows = self.ranks() * VOCABULARY_TILE;
-        let table = self.rank.matrix(&matrix("bf16", rows, width), 0..rows, Pieces::VocabularyTiles)?;
+        let table = self.rank.matrix(
+            &random_tiles(&Weights::Bf16.linear(rows, width), 2),
+            0..rows,
+            Pieces::VocabularyTiles,
+        )?;
         let ids = ids(tokens, rows);
         self.rounds(0, || Ok(()), |()| self.rank.embed(&table, &ids).map(drop))
     }

@@ -12,6 +12,7 @@ pub(crate) mod linear;
 pub(crate) mod math;
 pub(crate) mod matrix;
 mod panel;
+pub mod peak;
 pub(crate) mod product;
 pub(crate) mod quantize;
 pub(crate) mod row_tiles;

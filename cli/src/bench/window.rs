@@ -1,0 +1,362 @@
+//! `ctq bench --window`: one window through a whole model by the engine that `ctq eval` runs, held against what the same
+//! work would take at the peak of its instructions.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use anyhow::bail;
+use comfy_table::{CellAlignment, Table, presets};
+use ctq_kernels::bench::PeakTiming;
+use ctq_kernels::cpu::peak::Arithmetic;
+use ctq_kernels::{Backend, Compute};
+use ctq_model::matrix::Code;
+use ctq_model::window::{Window, WindowScores};
+use ctq_runtime::{Acts, Engine, Observer, Settings};
+use serde::Serialize;
+
+use super::memory::watched;
+use super::operations::{or, peak_of};
+use super::shapes::Model;
+use super::synthetic::Synthetic;
+use super::{Spread, go_on};
+use crate::args::{BenchActs, BenchCompute, BenchOptions, BenchScheme, ShapeChoice};
+use crate::interrupt;
+use crate::report::Report;
+
+/// Rounds where none are named: a window takes seconds.
+const ROUNDS: usize = 3;
+
+/// One window of one model with one scheme.
+#[derive(Debug, Serialize)]
+pub(super) struct WindowTiming {
+    shape: String,
+    scheme: String,
+    acts: Acts,
+    compute: Compute,
+    /// Layers that were run, and those of the whole model.
+    layers: usize,
+    all_layers: usize,
+    /// Tokens, and how many of them are scored.
+    context: usize,
+    scored: usize,
+    /// Packed bytes of a layer.
+    layer_bytes: u64,
+    /// Of the window, with all that making its layers took.
+    seconds: Spread,
+    /// Of that, what making layers took, median: no part of any real run. With one thread it is in the way of everything
+    /// else, with several it is mostly beside it.
+    making_seconds: f64,
+    /// Of the window, without what making its layers took where one thread did both.
+    net_seconds: f64,
+    /// By `net_seconds`.
+    tokens_per_second: f64,
+    /// Multiplications and additions of all tokens through all layers that were run, and of the scored ones through the
+    /// head. What the engine leaves out because nobody asks for it counts as done.
+    operations: f64,
+    /// Of the operations at the measured peak of the instructions that they use; `null` without such peaks.
+    floor_seconds: Option<f64>,
+    /// `floor_seconds` by `net_seconds`.
+    share_of_floor: Option<f64>,
+    /// Before the first layer: what is loaded and embedded.
+    embedding_seconds: f64,
+    /// Of one layer: the median of all but the last, of which only scored rows are needed.
+    layer_seconds: f64,
+    last_layer_seconds: f64,
+    /// After the last layer.
+    head_seconds: f64,
+    /// What all layers would take, net: those that were run, and `layer_seconds` for each of the others.
+    all_layers_seconds: f64,
+    /// The most that was resident while it ran, in bytes: of memory that is no page of a file, and of all.
+    peak_anonymous_bytes: Option<u64>,
+    peak_resident_bytes: Option<u64>,
+    /// Mean negative log-likelihood, in nats: tells whether two runs have the same bits, and nothing else.
+    mean_nll: f64,
+}
+
+/// What is run.
+#[derive(Clone, Copy)]
+struct Case {
+    model: Model,
+    scheme: BenchScheme,
+    acts: BenchActs,
+    compute: Compute,
+    layers: usize,
+    context: usize,
+    scored: usize,
+    rounds: usize,
+}
+
+/// Runs every combination that was asked for. Call it inside the thread pool that should do the work.
+///
+/// # Errors
+/// Where the question makes no sense, a run fails, or a signal has come.
+pub(super) fn measure<B: Backend>(
+    options: &BenchOptions,
+    backend: &B,
+    peaks: &[PeakTiming],
+    report: &Report,
+) -> anyhow::Result<Vec<WindowTiming>> {
+    let model = Model::of(options.shape.unwrap_or(ShapeChoice::Llama1b));
+    if options.scored >= options.ctx {
+        bail!(
+            "--scored {} of a window of {} tokens: the first token has nothing before it; score at most {}",
+            options.scored,
+            options.ctx,
+            options.ctx - 1
+        );
+    }
+    let mut timings = Vec::new();
+    for scheme in or(&options.scheme, &[BenchScheme::W4a16]) {
+        for acts in or(&options.acts, &[BenchActs::Off]) {
+            if !scheme.has(acts) {
+                report.note(&format!("{} does not quantize activations: --acts off only", scheme.name()));
+                continue;
+            }
+            for compute in or(&options.compute, &[BenchCompute::Bf16]) {
+                let case = Case {
+                    model,
+                    scheme,
+                    acts,
+                    compute: compute.compute(),
+                    layers: options.layers.unwrap_or(model.layers).min(model.layers),
+                    context: options.ctx,
+                    scored: options.scored,
+                    rounds: options.rounds.unwrap_or(ROUNDS),
+                };
+                timings.push(case.measure(backend, peaks, report)?);
+            }
+        }
+    }
+    Ok(timings)
+}
+
+/// One round.
+struct Round {
+    /// Seconds to the first layer, of each layer, and of the head.
+    embedding: f64,
+    layers: Vec<f64>,
+    head: f64,
+    making: f64,
+    scores: Vec<WindowScores>,
+}
+
+impl Round {
+    fn seconds(&self) -> f64 {
+        self.embedding + self.layers.iter().sum::<f64>() + self.head
+    }
+}
+
+impl Case {
+    fn name(&self) -> String {
+        let Case { model, scheme, compute, context, .. } = self;
+        format!("window {} {} acts {} {compute} {context}", model.name, scheme.name(), self.acts.acts())
+    }
+
+    fn window(&self) -> Window {
+        let id = |at: usize| ((at * 7919 + 13) % self.model.vocabulary) as u32;
+        let ids = (0..self.context).map(id).collect();
+        Window { index: 0, start: 0, ids, scored: self.context - self.scored..self.context }
+    }
+
+    fn measure<B: Backend>(
+        &self,
+        backend: &B,
+        peaks: &[PeakTiming],
+        report: &Report,
+    ) -> anyhow::Result<WindowTiming> {
+        let source = Synthetic::new(&self.model, self.scheme, self.layers)?;
+        let window = self.window();
+        let (rounds, memory) = watched(|| {
+            let round = |number| {
+                let round = self.round(backend, &source, &window)?;
+                let seconds = round.seconds();
+                report.note(&format!("{}: round {number} of {}, {seconds:.3} s", self.name(), self.rounds));
+                go_on()?;
+                Ok(round)
+            };
+            (1..=self.rounds).map(round).collect::<anyhow::Result<Vec<Round>>>()
+        });
+        let mut timing = self.timing(&rounds?, peaks, source.layer_bytes());
+        timing.peak_anonymous_bytes = memory.anonymous;
+        timing.peak_resident_bytes = memory.resident;
+        Ok(timing)
+    }
+
+    fn round<B: Backend>(&self, backend: &B, source: &Synthetic, window: &Window) -> anyhow::Result<Round> {
+        let settings = Settings { acts: self.acts.acts(), compute: self.compute };
+        let watch = Watch::default();
+        source.take_making();
+        let start = Instant::now();
+        let engine = Engine::new(backend, source, settings);
+        let scores = engine.score(std::slice::from_ref(window), usize::MAX, None, &watch)?;
+        let end = Instant::now();
+        let marks = watch.marks.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut at = start;
+        let mut since = |mark: Instant| mark.duration_since(std::mem::replace(&mut at, mark)).as_secs_f64();
+        let mut steps: Vec<f64> = marks.into_iter().take(self.layers + 1).map(&mut since).collect();
+        let head = since(end);
+        let embedding = if steps.is_empty() { 0.0 } else { steps.remove(0) };
+        let making = source.take_making().as_secs_f64();
+        Ok(Round { embedding, layers: steps, head, making, scores })
+    }
+
+    fn timing(&self, rounds: &[Round], peaks: &[PeakTiming], layer_bytes: u64) -> WindowTiming {
+        let of = |part: &dyn Fn(&Round) -> f64| Spread::of(rounds.iter().map(part).collect()).median;
+        let seconds = Spread::of(rounds.iter().map(Round::seconds).collect());
+        let making = of(&|round| round.making);
+        let one_thread = rayon::current_num_threads() == 1;
+        let net = of(&|round| if one_thread { round.seconds() - round.making } else { round.seconds() });
+        let layer = of(&|round| {
+            let all_but_last = round.layers.len().saturating_sub(1).max(1);
+            Spread::of(round.layers.iter().take(all_but_last).copied().collect()).median
+        });
+        // What making a layer took is in its time.
+        let making_of_layer = if one_thread { making / self.layers as f64 } else { 0.0 };
+        let left = (self.model.layers - self.layers) as f64;
+        let work = self.work();
+        let floor = work.floor_seconds(peaks);
+        let scores = rounds.iter().flat_map(|round| &round.scores);
+        let nll: Vec<f64> = scores.flat_map(|scores| scores.nll.iter().copied()).collect();
+        WindowTiming {
+            shape: self.model.name.to_owned(),
+            scheme: self.scheme.name().to_owned(),
+            acts: self.acts.acts(),
+            compute: self.compute,
+            layers: self.layers,
+            all_layers: self.model.layers,
+            context: self.context,
+            scored: self.scored,
+            layer_bytes,
+            seconds,
+            making_seconds: making,
+            net_seconds: net,
+            tokens_per_second: self.context as f64 / net,
+            operations: work.linears + work.attention + work.head,
+            floor_seconds: floor,
+            share_of_floor: floor.map(|floor| floor / net),
+            embedding_seconds: of(&|round| round.embedding),
+            layer_seconds: layer,
+            last_layer_seconds: of(&|round| round.layers.last().copied().unwrap_or(0.0)),
+            head_seconds: of(&|round| round.head),
+            all_layers_seconds: net + left * (layer - making_of_layer),
+            peak_anonymous_bytes: None,
+            peak_resident_bytes: None,
+            mean_nll: nll.iter().sum::<f64>() / nll.len().max(1) as f64,
+        }
+    }
+
+    /// What is computed.
+    fn work(&self) -> Work {
+        let Model { heads, head_dim, vocabulary, hidden, .. } = self.model;
+        let (layers, tokens) = (self.layers as f64, self.context as f64);
+        let weights: usize = self.model.linears().iter().map(|(_, (n, k))| n * k).sum();
+        let values = match self.compute {
+            Compute::Bf16 => Arithmetic::Bf16,
+            Compute::F32 => Arithmetic::F32,
+        };
+        let codes = match self.acts {
+            BenchActs::Off | BenchActs::Library => None,
+            BenchActs::Kernel => self.scheme.inputs().map(|inputs| inputs.code),
+        };
+        Work {
+            linears: 2.0 * weights as f64 * tokens * layers,
+            // Two products, half of the pairs.
+            attention: 2.0 * tokens * tokens * (heads * head_dim) as f64 * layers,
+            head: 2.0 * (self.scored * vocabulary) as f64 * hidden as f64,
+            of_linears: match codes {
+                None => values,
+                Some(Code::Int { .. }) => Arithmetic::Integers,
+                // Codes of floats are exact in bf16.
+                Some(Code::E4m3 | Code::E2m1 | Code::Bf16 | Code::F16 | Code::F32) => Arithmetic::Bf16,
+            },
+            of_values: values,
+        }
+    }
+}
+
+/// Operations of a window by kind, and what they multiply.
+struct Work {
+    linears: f64,
+    attention: f64,
+    head: f64,
+    of_linears: Arithmetic,
+    /// Attention and head.
+    of_values: Arithmetic,
+}
+
+impl Work {
+    fn floor_seconds(&self, peaks: &[PeakTiming]) -> Option<f64> {
+        let rate = |arithmetic| peak_of(peaks, arithmetic).map(|peak| peak.operations_per_second);
+        Some(self.linears / rate(self.of_linears)? + (self.attention + self.head) / rate(self.of_values)?)
+    }
+}
+
+/// Notes when each step is done.
+#[derive(Default)]
+struct Watch {
+    marks: Mutex<Vec<Instant>>,
+}
+
+impl Observer for Watch {
+    fn advanced(&self, _layers: usize) {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
+    }
+
+    fn interrupted(&self) -> bool {
+        interrupt::requested()
+    }
+}
+
+/// One line a window.
+pub(super) fn table(timings: &[WindowTiming]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header([
+        "shape",
+        "scheme",
+        "acts",
+        "compute",
+        "layers",
+        "tokens",
+        "s",
+        "fastest",
+        "slowest",
+        "making",
+        "net s",
+        "tok/s",
+        "TFLOP",
+        "% of floor",
+        "s/layer",
+        "all layers s",
+        "anon MiB",
+        "RSS MiB",
+    ]);
+    let mebibytes =
+        |bytes: Option<u64>| bytes.map_or_else(|| "-".to_owned(), |bytes| (bytes >> 20).to_string());
+    for timing in timings {
+        table.add_row([
+            timing.shape.clone(),
+            timing.scheme.clone(),
+            timing.acts.to_string(),
+            timing.compute.to_string(),
+            format!("{} of {}", timing.layers, timing.all_layers),
+            format!("{}, {} scored", timing.context, timing.scored),
+            format!("{:.3}", timing.seconds.median),
+            format!("{:.3}", timing.seconds.fastest),
+            format!("{:.3}", timing.seconds.slowest),
+            format!("{:.3}", timing.making_seconds),
+            format!("{:.3}", timing.net_seconds),
+            format!("{:.1}", timing.tokens_per_second),
+            format!("{:.3}", timing.operations / 1e12),
+            timing.share_of_floor.map_or_else(|| "-".to_owned(), |share| format!("{:.1}", share * 100.0)),
+            format!("{:.3}", timing.layer_seconds),
+            format!("{:.2}", timing.all_layers_seconds),
+            mebibytes(timing.peak_anonymous_bytes),
+            mebibytes(timing.peak_resident_bytes),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(4) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.to_string()
+}
