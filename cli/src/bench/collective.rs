@@ -6,7 +6,7 @@ use ctq_kernels::collective::{Rank, team};
 use ctq_kernels::{Backend, KernelError};
 use ctq_runtime::{Layout, Workers};
 
-use super::{Measurements, Team, VERSION, go_on};
+use super::{Measurements, ROUNDS, Team, VERSION, go_on};
 use crate::args::BenchOptions;
 use crate::device::{Opened, Wanted};
 use crate::machine;
@@ -35,7 +35,7 @@ pub(super) fn measure(
         Opened::Cuda(_) => Floor::Device,
     };
     let tokens = options.rows.map_or(TOKENS.to_vec(), |rows| vec![rows]);
-    let effort = Effort { rounds: options.rounds.unwrap_or(5), seconds: SECONDS };
+    let effort = Effort { rounds: options.rounds.unwrap_or(ROUNDS), seconds: SECONDS };
     let program = Program { tokens, effort, floor, report };
     let (ranks, devices, threads) = match party {
         Party::Several(several) => {

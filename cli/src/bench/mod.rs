@@ -2,6 +2,7 @@
 //! JSON; the kinds are in files of their own.
 
 mod collective;
+mod convert;
 mod mapped;
 mod memory;
 mod operations;
@@ -10,12 +11,15 @@ mod synthetic;
 mod window;
 
 use std::fs;
+use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use ctq_kernels::Backend;
-use ctq_kernels::bench::{self, CollectiveTiming, PeakTiming};
+use ctq_kernels::bench::{CollectiveTiming, PeakRounds, PeakTiming};
+use ctq_kernels::cpu::Isa;
 use serde::Serialize;
 
+use self::convert::ConvertTiming;
 use self::operations::{Choices, Row};
 use self::window::WindowTiming;
 use crate::args::BenchOptions;
@@ -37,6 +41,7 @@ struct Measurements {
     peaks: Vec<PeakTiming>,
     timings: Vec<Row>,
     windows: Vec<WindowTiming>,
+    convert: Option<ConvertTiming>,
     /// The ranks of `collectives`, where these were asked for.
     team: Option<Team>,
     collectives: Vec<CollectiveTiming>,
@@ -57,11 +62,14 @@ struct Team {
     floor: String,
 }
 
-/// Seconds of several rounds.
+/// Seconds of several rounds: the median, the least and the most.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Spread {
+    #[serde(rename = "seconds")]
     median: f64,
+    #[serde(rename = "fastest_seconds")]
     fastest: f64,
+    #[serde(rename = "slowest_seconds")]
     slowest: f64,
 }
 
@@ -74,8 +82,8 @@ impl Spread {
     }
 }
 
-/// Rounds of a peak: before the measurements, and after them.
-const PEAK_ROUNDS: usize = 5;
+/// Rounds where none are named: of operations, and of peaks before and after whatever is measured.
+const ROUNDS: usize = 5;
 
 pub(crate) fn run(options: &BenchOptions, report: &Report) -> anyhow::Result<Verdict> {
     if let Some(path) = &options.json {
@@ -95,6 +103,8 @@ pub(crate) fn run(options: &BenchOptions, report: &Report) -> anyhow::Result<Ver
 fn measure(options: &BenchOptions, party: &Party, report: &Report) -> anyhow::Result<()> {
     let measurements = if options.collective {
         collective::measure(options, party, report)?
+    } else if let Some(checkpoint) = &options.convert {
+        conversion(options, checkpoint, report)?
     } else {
         let pool = machine::pool(options.threads)?;
         let device = Opened::open(options.device, None, report)?;
@@ -114,6 +124,18 @@ fn measure(options: &BenchOptions, party: &Party, report: &Report) -> anyhow::Re
     Ok(())
 }
 
+fn conversion(options: &BenchOptions, checkpoint: &Path, report: &Report) -> anyhow::Result<Measurements> {
+    let timing = convert::measure(options, checkpoint, report)?;
+    Ok(Measurements {
+        bench_version: VERSION,
+        backend: "cpu".to_owned(),
+        isa: Isa::detect().name().to_owned(),
+        threads: options.threads.unwrap_or_else(machine::threads),
+        convert: Some(timing),
+        ..Measurements::default()
+    })
+}
+
 struct Measure<'a> {
     options: &'a BenchOptions,
     on_cpu: bool,
@@ -125,10 +147,10 @@ impl OnBackend for Measure<'_> {
 
     fn run<B: Backend>(self, backend: &B) -> anyhow::Result<Measurements> {
         let Measure { options, on_cpu, report } = self;
-        let peaks = if on_cpu { bench::peaks(PEAK_ROUNDS) } else { Vec::new() };
-        for peak in &peaks {
-            report.note(&peak_line(peak));
-        }
+        let mut rounds = if on_cpu { PeakRounds::here() } else { PeakRounds::none() };
+        let of_peaks = options.rounds.unwrap_or(ROUNDS);
+        rounds.measure(of_peaks);
+        rounds.timings().iter().for_each(|peak| report.note(&peak_line(peak)));
         go_on()?;
         let identity = backend.identity();
         let mut measurements = Measurements {
@@ -138,13 +160,23 @@ impl OnBackend for Measure<'_> {
             threads: rayon::current_num_threads(),
             ..Measurements::default()
         };
+        let mut timings = Vec::new();
         if options.window {
-            measurements.windows = window::measure(options, backend, &peaks, report)?;
+            measurements.windows = window::measure(options, backend, report)?;
         } else {
             let choices = if on_cpu { Choices::on_cpu(options) } else { Choices::on_gpu(options) };
-            let timings = choices.measure(backend, report)?;
-            measurements.timings = timings.into_iter().map(|timing| Row::new(timing, &peaks)).collect();
+            timings = choices.measure(backend, report)?;
         }
+        if timings.is_empty() && measurements.windows.is_empty() {
+            bail!(
+                "nothing is measured: these schemes do not quantize activations; give --acts off, or --scheme nvfp4, fp8, w8a8 or w4a8"
+            );
+        }
+        // Once more, for a machine may be faster or slower by now.
+        rounds.measure(of_peaks);
+        let peaks = rounds.timings();
+        measurements.windows.iter_mut().for_each(|window| window.hold_against(&peaks));
+        measurements.timings = timings.into_iter().map(|timing| Row::new(timing, &peaks)).collect();
         Ok(Measurements { peaks, ..measurements })
     }
 }
@@ -186,5 +218,6 @@ fn text(measurements: &Measurements) -> String {
     if !measurements.windows.is_empty() {
         lines.push(window::table(&measurements.windows));
     }
+    lines.extend(measurements.convert.as_ref().map(convert::table));
     lines.join("\n")
 }

@@ -7,8 +7,8 @@ use ctq_kernels::{Backend, Compute, Rotation};
 use ctq_model::rope::{Rope, RopeScaling};
 use serde::Serialize;
 
-use super::go_on;
 use super::shapes::Model;
+use super::{ROUNDS, go_on};
 use crate::args::{BenchActs, BenchCompute, BenchOperation, BenchOptions, BenchScheme, ShapeChoice};
 use crate::report::Report;
 
@@ -68,7 +68,7 @@ impl Choices {
             compute: or(&options.compute, &[BenchCompute::Bf16, BenchCompute::F32]),
             only: or(&options.only, &[Linear, Head, Attention, Decode, Elementwise]),
             rows: options.rows.unwrap_or(2048),
-            effort: Effort { rounds: options.rounds.unwrap_or(5), seconds: SECONDS },
+            effort: Effort { rounds: options.rounds.unwrap_or(ROUNDS), seconds: SECONDS },
         }
     }
 

@@ -200,3 +200,38 @@ impl TensorSource for Names {
         Ok(None)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::ShapeChoice;
+
+    #[test]
+    fn parts_have_the_same_bits_however_often_they_are_asked_for_and_layers_differ() {
+        for scheme in BenchScheme::ALL {
+            let source = Synthetic::new(&Model::of(ShapeChoice::Tiny), scheme, 2).expect("a model");
+            let codes = |part, module: &str| {
+                let tiles = source.part(part).expect("a part");
+                tiles.matrices[module].codes.to_vec()
+            };
+            let down =
+                |layer: usize| codes(Part::Layer(layer), &format!("model.layers.{layer}.mlp.down_proj"));
+            assert_eq!(down(0), down(0), "{}", scheme.name());
+            assert_ne!(down(0), down(1), "{}", scheme.name());
+            let table = || codes(Part::Embedding, "model.embed_tokens");
+            assert_eq!(table(), table());
+        }
+    }
+
+    #[test]
+    fn a_part_has_every_tensor_that_its_inventory_names() {
+        let source = Synthetic::new(&Model::of(ShapeChoice::Tiny), BenchScheme::Nvfp4, 1).expect("a model");
+        let layer = source.part(Part::Layer(0)).expect("a layer");
+        let inventory = source.inventory().part(Part::Layer(0));
+        assert!(inventory.linears.iter().all(|linear| layer.matrices.contains_key(&linear.module)));
+        assert!(inventory.vectors.iter().all(|vector| layer.vectors.contains_key(&vector.tensor)));
+        assert!(layer.vectors.contains_key("model.layers.0.self_attn.q_proj.input_global_scale"));
+        // 147,456 weights of 4 bits, a scale byte for 16.
+        assert_eq!(source.layer_bytes(), 147_456 / 2 + 147_456 / 16);
+    }
+}

@@ -42,6 +42,7 @@ pub(super) struct WindowTiming {
     /// Packed bytes of a layer.
     layer_bytes: u64,
     /// Of the window, with all that making its layers took.
+    #[serde(flatten)]
     seconds: Spread,
     /// Of that, what making layers took, median: no part of any real run. With one thread it is in the way of everything
     /// else, with several it is mostly beside it.
@@ -69,8 +70,18 @@ pub(super) struct WindowTiming {
     /// The most that was resident while it ran, in bytes: of memory that is no page of a file, and of all.
     peak_anonymous_bytes: Option<u64>,
     peak_resident_bytes: Option<u64>,
+    #[serde(skip)]
+    work: Work,
     /// Mean negative log-likelihood, in nats: tells whether two runs have the same bits, and nothing else.
     mean_nll: f64,
+}
+
+impl WindowTiming {
+    /// Reckons what the same work would take at these peaks.
+    pub(super) fn hold_against(&mut self, peaks: &[PeakTiming]) {
+        self.floor_seconds = self.work.floor_seconds(peaks);
+        self.share_of_floor = self.floor_seconds.map(|floor| floor / self.net_seconds);
+    }
 }
 
 /// What is run.
@@ -93,7 +104,6 @@ struct Case {
 pub(super) fn measure<B: Backend>(
     options: &BenchOptions,
     backend: &B,
-    peaks: &[PeakTiming],
     report: &Report,
 ) -> anyhow::Result<Vec<WindowTiming>> {
     let model = Model::of(options.shape.unwrap_or(ShapeChoice::Llama1b));
@@ -109,7 +119,6 @@ pub(super) fn measure<B: Backend>(
     for scheme in or(&options.scheme, &[BenchScheme::W4a16]) {
         for acts in or(&options.acts, &[BenchActs::Off]) {
             if !scheme.has(acts) {
-                report.note(&format!("{} does not quantize activations: --acts off only", scheme.name()));
                 continue;
             }
             for compute in or(&options.compute, &[BenchCompute::Bf16]) {
@@ -123,7 +132,7 @@ pub(super) fn measure<B: Backend>(
                     scored: options.scored,
                     rounds: options.rounds.unwrap_or(ROUNDS),
                 };
-                timings.push(case.measure(backend, peaks, report)?);
+                timings.push(case.measure(backend, report)?);
             }
         }
     }
@@ -158,12 +167,7 @@ impl Case {
         Window { index: 0, start: 0, ids, scored: self.context - self.scored..self.context }
     }
 
-    fn measure<B: Backend>(
-        &self,
-        backend: &B,
-        peaks: &[PeakTiming],
-        report: &Report,
-    ) -> anyhow::Result<WindowTiming> {
+    fn measure<B: Backend>(&self, backend: &B, report: &Report) -> anyhow::Result<WindowTiming> {
         let source = Synthetic::new(&self.model, self.scheme, self.layers)?;
         let window = self.window();
         let (rounds, memory) = watched(|| {
@@ -176,7 +180,7 @@ impl Case {
             };
             (1..=self.rounds).map(round).collect::<anyhow::Result<Vec<Round>>>()
         });
-        let mut timing = self.timing(&rounds?, peaks, source.layer_bytes());
+        let mut timing = self.timing(&rounds?, source.layer_bytes());
         timing.peak_anonymous_bytes = memory.anonymous;
         timing.peak_resident_bytes = memory.resident;
         Ok(timing)
@@ -200,7 +204,7 @@ impl Case {
         Ok(Round { embedding, layers: steps, head, making, scores })
     }
 
-    fn timing(&self, rounds: &[Round], peaks: &[PeakTiming], layer_bytes: u64) -> WindowTiming {
+    fn timing(&self, rounds: &[Round], layer_bytes: u64) -> WindowTiming {
         let of = |part: &dyn Fn(&Round) -> f64| Spread::of(rounds.iter().map(part).collect()).median;
         let seconds = Spread::of(rounds.iter().map(Round::seconds).collect());
         let making = of(&|round| round.making);
@@ -214,7 +218,6 @@ impl Case {
         let making_of_layer = if one_thread { making / self.layers as f64 } else { 0.0 };
         let left = (self.model.layers - self.layers) as f64;
         let work = self.work();
-        let floor = work.floor_seconds(peaks);
         let scores = rounds.iter().flat_map(|round| &round.scores);
         let nll: Vec<f64> = scores.flat_map(|scores| scores.nll.iter().copied()).collect();
         WindowTiming {
@@ -232,8 +235,8 @@ impl Case {
             net_seconds: net,
             tokens_per_second: self.context as f64 / net,
             operations: work.linears + work.attention + work.head,
-            floor_seconds: floor,
-            share_of_floor: floor.map(|floor| floor / net),
+            floor_seconds: None,
+            share_of_floor: None,
             embedding_seconds: of(&|round| round.embedding),
             layer_seconds: layer,
             last_layer_seconds: of(&|round| round.layers.last().copied().unwrap_or(0.0)),
@@ -241,6 +244,7 @@ impl Case {
             all_layers_seconds: net + left * (layer - making_of_layer),
             peak_anonymous_bytes: None,
             peak_resident_bytes: None,
+            work,
             mean_nll: nll.iter().sum::<f64>() / nll.len().max(1) as f64,
         }
     }
@@ -275,6 +279,7 @@ impl Case {
 }
 
 /// Operations of a window by kind, and what they multiply.
+#[derive(Clone, Copy, Debug)]
 struct Work {
     linears: f64,
     attention: f64,
@@ -359,4 +364,43 @@ pub(super) fn table(timings: &[WindowTiming]) -> String {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case(scheme: BenchScheme, acts: BenchActs, compute: Compute) -> Case {
+        let model = Model::of(ShapeChoice::Llama1b);
+        let layers = model.layers;
+        Case { model, scheme, acts, compute, layers, context: 2048, scored: 512, rounds: 1 }
+    }
+
+    #[test]
+    fn a_window_of_a_llama_1b_has_the_operations_that_were_counted_by_hand() {
+        // 16 layers of (2048 x (2048 + 2 x 512) + 2048 x 2048 + 3 x 2048 x 8192) weights; vocabulary 128,256.
+        let work = case(BenchScheme::W4a16, BenchActs::Off, Compute::Bf16).work();
+        assert_eq!(work.linears, 2.0 * 973_078_528.0 * 2048.0);
+        assert_eq!(work.attention, 274_877_906_944.0);
+        assert_eq!(work.head, 268_972_326_912.0);
+    }
+
+    #[test]
+    fn the_floor_is_of_the_instructions_that_are_used() {
+        let floor = |scheme, acts, compute, rate: fn(Arithmetic) -> f64| {
+            let work = case(scheme, acts, compute).work();
+            (work.linears / rate(work.of_linears) + (work.attention + work.head) / rate(work.of_values))
+                .round()
+        };
+        let rate = |arithmetic| match arithmetic {
+            Arithmetic::F32 => 1e9,
+            Arithmetic::Bf16 => 1e12,
+            Arithmetic::Integers => 4e12,
+        };
+        assert_eq!(floor(BenchScheme::W4a16, BenchActs::Off, Compute::F32, rate), 4530.0);
+        assert_eq!(floor(BenchScheme::W4a16, BenchActs::Off, Compute::Bf16, rate), 5.0);
+        assert_eq!(floor(BenchScheme::Nvfp4, BenchActs::Kernel, Compute::F32, rate), 548.0);
+        assert_eq!(floor(BenchScheme::W8a8, BenchActs::Kernel, Compute::F32, rate), 545.0);
+        assert_eq!(floor(BenchScheme::W8a8, BenchActs::Library, Compute::F32, rate), 4530.0);
+    }
 }

@@ -1,4 +1,4 @@
-//! `ctq bench --collective`: that everything is there, in a form that scripts rely on. How fast is no matter.
+//! `ctq bench`: that everything is there, in a form that scripts rely on. How fast is no matter.
 
 use insta::assert_snapshot;
 use serde_json::Value;
@@ -76,12 +76,13 @@ fn a_measurement_has_the_fields_that_scripts_rely_on() {
     let session = Session::new();
     session.ctq("-q bench --collective --rows 1 --rounds 1 --json b.json").expect(0);
     let written = session.json("b.json");
-    assert_eq!(written["bench_version"], 1);
+    assert_eq!(written["bench_version"], 2);
     assert_snapshot!([keys(&written), keys(&written["team"]), keys(&written["collectives"][0])].join("\n"), @r"
-    bench_version backend isa timings team collectives
+    bench_version backend isa threads peaks timings windows convert team collectives
     ranks devices threads floor
     operation what model tokens ranks bytes seconds fastest_seconds slowest_seconds floor_seconds
     ");
+    assert_eq!(written["peaks"], Value::Array(Vec::new()));
     assert_eq!((&written["team"]["ranks"], &written["team"]["devices"]), (&2.into(), &1.into()));
 }
 
@@ -92,4 +93,143 @@ fn one_rank_has_nobody_to_hand_things_to() {
     assert!(refused.contains("expected a whole number from 2 to 64"), "{refused}");
     let refused = session.ctq("bench --tp 2").expect(2).stderr;
     assert!(refused.contains("--collective"), "{refused}");
+}
+
+/// As little of a model as there is.
+const TINY: &str = "--shape tiny --rounds 1 --json b.json";
+
+fn list<'a>(written: &'a Value, key: &str) -> &'a [Value] {
+    written[key].as_array().unwrap_or_else(|| panic!("`{key}` is no list"))
+}
+
+#[test]
+fn every_operation_is_measured_beside_the_peak_of_its_instruction() {
+    let session = Session::new();
+    let line = format!("-q bench {TINY} --rows 16 --scheme w4a16,w8a8 --compute bf16 --threads 2");
+    let printed = session.ctq(&line).expect(0).stdout;
+    let written = session.json("b.json");
+    assert_eq!((&written["bench_version"], &written["threads"]), (&2.into(), &2.into()));
+    let text = |timing: &Value, key: &str| timing[key].as_str().unwrap_or_default().to_owned();
+    let told = |timing: &Value| {
+        ["operation", "what", "part", "acts", "compute"].map(|key| text(timing, key)).join("|")
+    };
+    let timings = list(&written, "timings");
+    assert_snapshot!(timings.iter().map(told).collect::<Vec<_>>().join("\n"), @r"
+    linear|int4 g128|q+k+v|off|bf16
+    linear|int4 g128|o|off|bf16
+    linear|int4 g128|gate+up|off|bf16
+    linear|int4 g128|down|off|bf16
+    linear|int8 channel|q+k+v|off|bf16
+    linear|int8 channel|o|off|bf16
+    linear|int8 channel|gate+up|off|bf16
+    linear|int8 channel|down|off|bf16
+    linear|int8 channel|q+k+v|kernel|bf16
+    linear|int8 channel|o|kernel|bf16
+    linear|int8 channel|gate+up|kernel|bf16
+    linear|int8 channel|down|kernel|bf16
+    head|bf16||off|bf16
+    attention|4/2 heads of 32, 1 x 16||off|bf16
+    decode|int4 g128|down|off|f32
+    decode|int8 channel|down|off|f32
+    norm|f32||off|f32
+    gate|f32||off|f32
+    add|f32||off|f32
+    rotate|4 heads of 32||off|f32
+    prepare|bf16||off|bf16
+    prepare|int8 token dynamic||library|bf16
+    prepare|int8 token dynamic||kernel|bf16
+    ");
+    assert_snapshot!([keys(&timings[0]), keys(&written["peaks"][0])].join("\n"), @r"
+    operation what part acts m n k compute seconds fastest_seconds slowest_seconds operations bytes arithmetic instruction share_of_peak
+    instruction operations_per_second fastest slowest
+    ");
+    for timing in timings {
+        let seconds = ["fastest_seconds", "seconds", "slowest_seconds"].map(|key| timing[key].as_f64());
+        assert!(seconds.iter().all(|seconds| seconds.is_some_and(|seconds| seconds > 0.0)), "{timing}");
+        // Of what multiplies; the rest has no peak.
+        let products = ["linear", "head", "attention"].contains(&timing["operation"].as_str().unwrap_or(""));
+        assert_eq!(timing["instruction"].is_string(), products, "{timing}");
+        assert_eq!(timing["share_of_peak"].as_f64().is_some_and(|share| share > 0.0), products, "{timing}");
+    }
+    // q+k+v of 4 and 2 and 2 heads of 32, hidden 128, 16 rows.
+    assert_eq!(timings[0]["operations"], 2.0 * 16.0 * 256.0 * 128.0);
+    let peaks = list(&written, "peaks");
+    let used = |timing: &Value| peaks.iter().any(|peak| peak["instruction"] == timing["instruction"]);
+    assert!(timings.iter().all(|timing| timing["instruction"].is_null() || used(timing)));
+    assert!(peaks.iter().all(|peak| printed.contains(&text(peak, "instruction"))), "{printed}");
+}
+
+#[test]
+fn a_window_of_a_made_model_is_finite_and_has_the_same_bits_again() {
+    let session = Session::new();
+    let schemes = "bf16,w4a16,w4a8,nvfp4,mxfp4a16,fp8,w8a8";
+    let run = |threads: usize| {
+        let line = format!(
+            "-q bench --window {TINY} --layers 2 --ctx 32 --scored 8 --scheme {schemes} --acts off,library,kernel --compute bf16,f32 --threads {threads}"
+        );
+        session.ctq(&line).expect(0);
+        session.json("b.json")
+    };
+    let (one, two) = (run(1), run(2));
+    let windows = list(&one, "windows");
+    // Three schemes do not quantize activations.
+    assert_eq!(windows.len(), (7 + 4 + 4) * 2);
+    assert_snapshot!(keys(&windows[0]), @"shape scheme acts compute layers all_layers context scored layer_bytes seconds fastest_seconds slowest_seconds making_seconds net_seconds tokens_per_second operations floor_seconds share_of_floor embedding_seconds layer_seconds last_layer_seconds head_seconds all_layers_seconds peak_anonymous_bytes peak_resident_bytes mean_nll");
+    for (window, again) in windows.iter().zip(list(&two, "windows")) {
+        // Logits of unit variance over 320 words: ln 320 + 1/2 = 6.27.
+        let nll = window["mean_nll"].as_f64().expect("a number");
+        assert!((5.0..8.0).contains(&nll), "{window}");
+        assert_eq!(window["mean_nll"], again["mean_nll"], "{window}");
+        // 2 layers of 147,456 weights and 32 tokens; pairs of 32 tokens, 128 wide; 8 rows of a head of 320 x 128.
+        assert_eq!(
+            window["operations"],
+            f64::from(2 * 147_456 * 32 * 2 + 2 * 32 * 32 * 128 * 2 + 2 * 8 * 320 * 128)
+        );
+        assert_eq!((&window["layers"], &window["all_layers"]), (&2.into(), &3.into()));
+        let positive = |key: &str| window[key].as_f64().is_some_and(|value| value > 0.0);
+        assert!(
+            ["net_seconds", "floor_seconds", "share_of_floor", "layer_seconds"].into_iter().all(positive)
+        );
+    }
+}
+
+#[test]
+fn a_conversion_is_held_against_copies_and_leaves_nothing() {
+    let session = Session::with(&["W4A16"]);
+    std::fs::create_dir(session.path("out")).expect("a folder");
+    let line = "-q bench --convert W4A16 --out out --rounds 2 --threads 2 --json b.json";
+    let printed = session.ctq(line).expect(0).stdout;
+    assert!(printed.contains("copy until on disk"), "{printed}");
+    let convert = &session.json("b.json")["convert"];
+    let runs = list(convert, "runs");
+    assert_eq!(runs.len(), 3);
+    assert_snapshot!(keys(&runs[0]), @"what read_bytes written_bytes seconds fastest_seconds slowest_seconds bytes_per_second convert_ratio");
+    let shard = std::fs::metadata(session.path("W4A16/model.safetensors")).expect("a shard").len();
+    assert!(runs.iter().all(|run| run["read_bytes"] == shard), "{convert}");
+    assert!(runs[1..].iter().all(|run| run["written_bytes"] == shard), "{convert}");
+    assert!(runs[0]["written_bytes"].as_u64().is_some_and(|bytes| bytes > shard / 2), "{convert}");
+    let rate = |run: &Value| run["bytes_per_second"].as_f64().expect("a rate");
+    for run in runs {
+        let ratio = run["convert_ratio"].as_f64().expect("a ratio");
+        assert!((rate(&runs[0]) / rate(run) / ratio - 1.0).abs() < 1e-9, "{convert}");
+    }
+    assert_eq!(std::fs::read_dir(session.path("out")).expect("a folder").count(), 0);
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused() {
+    let session = Session::new();
+    for (line, told) in [
+        ("bench --window --shape tiny --ctx 32 --scored 32", "score at most 31"),
+        ("bench --window --shape tiny --ctx 32 --scored 8 --scheme w4a16 --acts kernel", "give --acts off"),
+        ("bench --shape tiny --only linear --rows 16 --scheme bf16 --acts kernel", "give --acts off"),
+        ("bench --window --ctx 1", "from 2 to 1048576"),
+        ("bench --layers 2", "--window"),
+        ("bench --window --collective", "cannot be used with"),
+        ("bench --convert nowhere", "no such directory"),
+        ("bench --convert nowhere --shape llama-1b", "cannot be used with"),
+    ] {
+        let refused = session.ctq(line).expect(2).stderr;
+        assert!(refused.contains(told), "{line}: {refused}");
+    }
 }

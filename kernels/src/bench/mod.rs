@@ -17,7 +17,7 @@ pub use collective::{Carried, Case, CollectiveTiming, Columns, MODELS, Model, ca
 pub use elementwise::{Prepared, add, gate, norm, prepare};
 pub use floor::Floor;
 pub use linear::{LinearCase, decode, head, linear};
-pub use peaks::{PeakTiming, peaks};
+pub use peaks::{PeakRounds, PeakTiming};
 pub use probe::{Ends, Probe};
 pub use weights::{Noise, Weights, random_tiles, tiles_of};
 

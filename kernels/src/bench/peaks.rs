@@ -18,25 +18,48 @@ pub struct PeakTiming {
     pub slowest: f64,
 }
 
-/// Measures those instructions that are worth knowing here, on all threads of the rayon pool it is called in at once.
-pub fn peaks(rounds: usize) -> Vec<PeakTiming> {
-    let mut of_rounds: Vec<(Instruction, Vec<f64>)> =
-        Instruction::here().into_iter().map(|instruction| (instruction, Vec::new())).collect();
-    // In turn, so that a machine that slows down slows all.
-    for _ in 0..rounds.max(1) {
-        for (instruction, rates) in &mut of_rounds {
-            let threads = rayon::broadcast(|_| instruction.measure(PROBE_SECONDS));
-            rates.push(threads.into_iter().flatten().sum());
+/// Rounds of each instruction that is worth knowing.
+#[derive(Clone, Debug)]
+pub struct PeakRounds {
+    /// Operations a second of all threads, round by round.
+    rates: Vec<(Instruction, Vec<f64>)>,
+}
+
+impl PeakRounds {
+    /// Of this machine's instructions.
+    pub fn here() -> PeakRounds {
+        PeakRounds {
+            rates: Instruction::here().into_iter().map(|instruction| (instruction, Vec::new())).collect(),
         }
     }
-    let told = |(instruction, rates)| {
-        let rates = spread(rates);
-        PeakTiming {
-            instruction,
-            operations_per_second: rates.median,
-            fastest: rates.slowest,
-            slowest: rates.fastest,
+
+    /// Of none, where something else computes.
+    pub fn none() -> PeakRounds {
+        PeakRounds { rates: Vec::new() }
+    }
+
+    /// Measures `rounds` more rounds, on all threads of the rayon pool it is called in at once.
+    pub fn measure(&mut self, rounds: usize) {
+        // In turn, so that a machine that slows down slows all.
+        for _ in 0..rounds {
+            for (instruction, rates) in &mut self.rates {
+                let threads = rayon::broadcast(|_| instruction.measure(PROBE_SECONDS));
+                rates.push(threads.into_iter().flatten().sum());
+            }
         }
-    };
-    of_rounds.into_iter().map(told).collect()
+    }
+
+    /// Medians of all rounds so far; empty before the first.
+    pub fn timings(&self) -> Vec<PeakTiming> {
+        let timing = |(instruction, rates): &(Instruction, Vec<f64>)| {
+            let rates = spread(rates.clone());
+            PeakTiming {
+                instruction: *instruction,
+                operations_per_second: rates.median,
+                fastest: rates.slowest,
+                slowest: rates.fastest,
+            }
+        };
+        self.rates.iter().filter(|(_, rates)| !rates.is_empty()).map(timing).collect()
+    }
 }
