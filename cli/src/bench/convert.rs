@@ -163,7 +163,9 @@ impl Work<'_> {
             name: None,
             interrupt: Some(&flag),
         };
-        let container = ctq_convert::convert(self.source, self.inventory, output, &settings, &|_| {})?;
+        let container = ctq_convert::convert(self.source, self.inventory, output, &settings, &|_| {});
+        go_on()?;
+        let container = container?;
         Ok(container.manifest().parts.iter().map(|part| part.bytes).sum())
     }
 }

@@ -9,6 +9,7 @@ mod operations;
 mod shapes;
 mod synthetic;
 mod window;
+mod work;
 
 use std::fs;
 use std::path::Path;
@@ -148,7 +149,7 @@ impl OnBackend for Measure<'_> {
     fn run<B: Backend>(self, backend: &B) -> anyhow::Result<Measurements> {
         let Measure { options, on_cpu, report } = self;
         let mut rounds = if on_cpu { PeakRounds::here() } else { PeakRounds::none() };
-        let of_peaks = options.rounds.unwrap_or(ROUNDS);
+        let of_peaks = options.rounds.unwrap_or(ROUNDS).min(ROUNDS);
         rounds.measure(of_peaks);
         rounds.timings().iter().for_each(|peak| report.note(&peak_line(peak)));
         go_on()?;

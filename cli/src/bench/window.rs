@@ -7,17 +7,16 @@ use std::time::Instant;
 use anyhow::bail;
 use comfy_table::{CellAlignment, Table, presets};
 use ctq_kernels::bench::PeakTiming;
-use ctq_kernels::cpu::peak::Arithmetic;
 use ctq_kernels::{Backend, Compute};
-use ctq_model::matrix::Code;
 use ctq_model::window::{Window, WindowScores};
 use ctq_runtime::{Acts, Engine, Observer, Settings};
 use serde::Serialize;
 
 use super::memory::watched;
-use super::operations::{or, peak_of};
+use super::operations::or;
 use super::shapes::Model;
 use super::synthetic::Synthetic;
+use super::work::{Question, Work};
 use super::{Spread, go_on};
 use crate::args::{BenchActs, BenchCompute, BenchOptions, BenchScheme, ShapeChoice};
 use crate::interrupt;
@@ -84,16 +83,10 @@ impl WindowTiming {
     }
 }
 
-/// What is run.
+/// What is run, and how often.
 #[derive(Clone, Copy)]
 struct Case {
-    model: Model,
-    scheme: BenchScheme,
-    acts: BenchActs,
-    compute: Compute,
-    layers: usize,
-    context: usize,
-    scored: usize,
+    question: Question,
     rounds: usize,
 }
 
@@ -122,7 +115,7 @@ pub(super) fn measure<B: Backend>(
                 continue;
             }
             for compute in or(&options.compute, &[BenchCompute::Bf16]) {
-                let case = Case {
+                let question = Question {
                     model,
                     scheme,
                     acts,
@@ -130,8 +123,8 @@ pub(super) fn measure<B: Backend>(
                     layers: options.layers.unwrap_or(model.layers).min(model.layers),
                     context: options.ctx,
                     scored: options.scored,
-                    rounds: options.rounds.unwrap_or(ROUNDS),
                 };
+                let case = Case { question, rounds: options.rounds.unwrap_or(ROUNDS) };
                 timings.push(case.measure(backend, report)?);
             }
         }
@@ -157,18 +150,18 @@ impl Round {
 
 impl Case {
     fn name(&self) -> String {
-        let Case { model, scheme, compute, context, .. } = self;
-        format!("window {} {} acts {} {compute} {context}", model.name, scheme.name(), self.acts.acts())
+        let Question { model, scheme, acts, compute, context, .. } = self.question;
+        format!("window {} {} acts {} {compute} {context}", model.name, scheme.name(), acts.acts())
     }
 
     fn window(&self) -> Window {
-        let id = |at: usize| ((at * 7919 + 13) % self.model.vocabulary) as u32;
-        let ids = (0..self.context).map(id).collect();
-        Window { index: 0, start: 0, ids, scored: self.context - self.scored..self.context }
+        let Question { model, context, scored, .. } = self.question;
+        let ids = (0..context).map(|at| ((at * 7919 + 13) % model.vocabulary) as u32).collect();
+        Window { index: 0, start: 0, ids, scored: context - scored..context }
     }
 
     fn measure<B: Backend>(&self, backend: &B, report: &Report) -> anyhow::Result<WindowTiming> {
-        let source = Synthetic::new(&self.model, self.scheme, self.layers)?;
+        let source = Synthetic::new(&self.question.model, self.question.scheme, self.question.layers)?;
         let window = self.window();
         let (rounds, memory) = watched(|| {
             let round = |number| {
@@ -187,17 +180,19 @@ impl Case {
     }
 
     fn round<B: Backend>(&self, backend: &B, source: &Synthetic, window: &Window) -> anyhow::Result<Round> {
-        let settings = Settings { acts: self.acts.acts(), compute: self.compute };
+        let settings = Settings { acts: self.question.acts.acts(), compute: self.question.compute };
         let watch = Watch::default();
         source.take_making();
         let start = Instant::now();
         let engine = Engine::new(backend, source, settings);
-        let scores = engine.score(std::slice::from_ref(window), usize::MAX, None, &watch)?;
+        let scores = engine.score(std::slice::from_ref(window), usize::MAX, None, &watch);
         let end = Instant::now();
+        go_on()?;
+        let scores = scores?;
         let marks = watch.marks.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut at = start;
         let mut since = |mark: Instant| mark.duration_since(std::mem::replace(&mut at, mark)).as_secs_f64();
-        let mut steps: Vec<f64> = marks.into_iter().take(self.layers + 1).map(&mut since).collect();
+        let mut steps: Vec<f64> = marks.into_iter().take(self.question.layers + 1).map(&mut since).collect();
         let head = since(end);
         let embedding = if steps.is_empty() { 0.0 } else { steps.remove(0) };
         let making = source.take_making().as_secs_f64();
@@ -205,6 +200,7 @@ impl Case {
     }
 
     fn timing(&self, rounds: &[Round], layer_bytes: u64) -> WindowTiming {
+        let Question { model, scheme, acts, compute, layers, context, scored } = self.question;
         let of = |part: &dyn Fn(&Round) -> f64| Spread::of(rounds.iter().map(part).collect()).median;
         let seconds = Spread::of(rounds.iter().map(Round::seconds).collect());
         let making = of(&|round| round.making);
@@ -215,26 +211,26 @@ impl Case {
             Spread::of(round.layers.iter().take(all_but_last).copied().collect()).median
         });
         // What making a layer took is in its time.
-        let making_of_layer = if one_thread { making / self.layers as f64 } else { 0.0 };
-        let left = (self.model.layers - self.layers) as f64;
-        let work = self.work();
+        let making_of_layer = if one_thread { making / layers as f64 } else { 0.0 };
+        let left = (model.layers - layers) as f64;
+        let work = Work::of(&self.question);
         let scores = rounds.iter().flat_map(|round| &round.scores);
         let nll: Vec<f64> = scores.flat_map(|scores| scores.nll.iter().copied()).collect();
         WindowTiming {
-            shape: self.model.name.to_owned(),
-            scheme: self.scheme.name().to_owned(),
-            acts: self.acts.acts(),
-            compute: self.compute,
-            layers: self.layers,
-            all_layers: self.model.layers,
-            context: self.context,
-            scored: self.scored,
+            shape: model.name.to_owned(),
+            scheme: scheme.name().to_owned(),
+            acts: acts.acts(),
+            compute,
+            layers,
+            all_layers: model.layers,
+            context,
+            scored,
             layer_bytes,
             seconds,
             making_seconds: making,
             net_seconds: net,
-            tokens_per_second: self.context as f64 / net,
-            operations: work.linears + work.attention + work.head,
+            tokens_per_second: context as f64 / net,
+            operations: work.operations(),
             floor_seconds: None,
             share_of_floor: None,
             embedding_seconds: of(&|round| round.embedding),
@@ -247,52 +243,6 @@ impl Case {
             work,
             mean_nll: nll.iter().sum::<f64>() / nll.len().max(1) as f64,
         }
-    }
-
-    /// What is computed.
-    fn work(&self) -> Work {
-        let Model { heads, head_dim, vocabulary, hidden, .. } = self.model;
-        let (layers, tokens) = (self.layers as f64, self.context as f64);
-        let weights: usize = self.model.linears().iter().map(|(_, (n, k))| n * k).sum();
-        let values = match self.compute {
-            Compute::Bf16 => Arithmetic::Bf16,
-            Compute::F32 => Arithmetic::F32,
-        };
-        let codes = match self.acts {
-            BenchActs::Off | BenchActs::Library => None,
-            BenchActs::Kernel => self.scheme.inputs().map(|inputs| inputs.code),
-        };
-        Work {
-            linears: 2.0 * weights as f64 * tokens * layers,
-            // Two products, half of the pairs.
-            attention: 2.0 * tokens * tokens * (heads * head_dim) as f64 * layers,
-            head: 2.0 * (self.scored * vocabulary) as f64 * hidden as f64,
-            of_linears: match codes {
-                None => values,
-                Some(Code::Int { .. }) => Arithmetic::Integers,
-                // Codes of floats are exact in bf16.
-                Some(Code::E4m3 | Code::E2m1 | Code::Bf16 | Code::F16 | Code::F32) => Arithmetic::Bf16,
-            },
-            of_values: values,
-        }
-    }
-}
-
-/// Operations of a window by kind, and what they multiply.
-#[derive(Clone, Copy, Debug)]
-struct Work {
-    linears: f64,
-    attention: f64,
-    head: f64,
-    of_linears: Arithmetic,
-    /// Attention and head.
-    of_values: Arithmetic,
-}
-
-impl Work {
-    fn floor_seconds(&self, peaks: &[PeakTiming]) -> Option<f64> {
-        let rate = |arithmetic| peak_of(peaks, arithmetic).map(|peak| peak.operations_per_second);
-        Some(self.linears / rate(self.of_linears)? + (self.attention + self.head) / rate(self.of_values)?)
     }
 }
 
@@ -364,43 +314,4 @@ pub(super) fn table(timings: &[WindowTiming]) -> String {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table.to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn case(scheme: BenchScheme, acts: BenchActs, compute: Compute) -> Case {
-        let model = Model::of(ShapeChoice::Llama1b);
-        let layers = model.layers;
-        Case { model, scheme, acts, compute, layers, context: 2048, scored: 512, rounds: 1 }
-    }
-
-    #[test]
-    fn a_window_of_a_llama_1b_has_the_operations_that_were_counted_by_hand() {
-        // 16 layers of (2048 x (2048 + 2 x 512) + 2048 x 2048 + 3 x 2048 x 8192) weights; vocabulary 128,256.
-        let work = case(BenchScheme::W4a16, BenchActs::Off, Compute::Bf16).work();
-        assert_eq!(work.linears, 2.0 * 973_078_528.0 * 2048.0);
-        assert_eq!(work.attention, 274_877_906_944.0);
-        assert_eq!(work.head, 268_972_326_912.0);
-    }
-
-    #[test]
-    fn the_floor_is_of_the_instructions_that_are_used() {
-        let floor = |scheme, acts, compute, rate: fn(Arithmetic) -> f64| {
-            let work = case(scheme, acts, compute).work();
-            (work.linears / rate(work.of_linears) + (work.attention + work.head) / rate(work.of_values))
-                .round()
-        };
-        let rate = |arithmetic| match arithmetic {
-            Arithmetic::F32 => 1e9,
-            Arithmetic::Bf16 => 1e12,
-            Arithmetic::Integers => 4e12,
-        };
-        assert_eq!(floor(BenchScheme::W4a16, BenchActs::Off, Compute::F32, rate), 4530.0);
-        assert_eq!(floor(BenchScheme::W4a16, BenchActs::Off, Compute::Bf16, rate), 5.0);
-        assert_eq!(floor(BenchScheme::Nvfp4, BenchActs::Kernel, Compute::F32, rate), 548.0);
-        assert_eq!(floor(BenchScheme::W8a8, BenchActs::Kernel, Compute::F32, rate), 545.0);
-        assert_eq!(floor(BenchScheme::W8a8, BenchActs::Library, Compute::F32, rate), 4530.0);
-    }
 }

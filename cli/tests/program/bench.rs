@@ -4,6 +4,8 @@ use insta::assert_snapshot;
 use serde_json::Value;
 
 use crate::session::Session;
+#[cfg(unix)]
+use crate::session::{signal, wait_until};
 
 const OF_MODEL: [(&str, &str); 6] = [
     ("all-gather", "heads"),
@@ -232,4 +234,19 @@ fn what_cannot_be_measured_is_refused() {
         let refused = session.ctq(line).expect(2).stderr;
         assert!(refused.contains(told), "{line}: {refused}");
     }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_ends_a_measurement_that_keeps_nothing() {
+    let session = Session::new();
+    let line = "bench --window --shape tiny --ctx 32 --scored 8 --rounds 1000000 --threads 1 --log log.txt";
+    let mut child = session.start(line);
+    let under_way =
+        || std::fs::read_to_string(session.path("log.txt")).is_ok_and(|log| log.contains("round 3 of"));
+    assert!(wait_until(&mut child, under_way), "it ended by itself");
+    signal(&child, "INT");
+    let ran = session.wait(child).expect(3);
+    let words = ran.last_words();
+    assert!(words.contains("interrupted: nothing is kept, the same command starts again"), "{words}");
 }
