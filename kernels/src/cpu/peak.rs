@@ -103,12 +103,8 @@ impl Instruction {
             Instruction::FmaScalar => true,
             Instruction::Fma512 => Isa::Avx512.available(),
             Instruction::Fma256 => Isa::Avx2.available(),
-            #[cfg(target_arch = "x86_64")]
-            Instruction::Bf16Dot => Isa::Avx512.available() && is_x86_feature_detected!("avx512bf16"),
-            #[cfg(target_arch = "x86_64")]
-            Instruction::ByteDot => Isa::Avx512.available() && is_x86_feature_detected!("avx512vnni"),
-            #[cfg(not(target_arch = "x86_64"))]
-            Instruction::Bf16Dot | Instruction::ByteDot => false,
+            // What has only one of the two is used as if it had none.
+            Instruction::Bf16Dot | Instruction::ByteDot => Isa::Avx512Bf16.available(),
         }
     }
 
