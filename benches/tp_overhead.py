@@ -13,7 +13,6 @@ import platform
 import shlex
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,22 +20,13 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True
 import wide_checkpoint  # noqa: E402
+from machine import ROOT, commit, load, processor, run  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
 
 # Name, and what `ctq eval` is given. The first is what the others are held against.
 SETTINGS = [("tp 1", ["--tp", 1]), ("tp 2", ["--tp", 2]), ("tp 4", ["--tp", 4]), ("pp 2", ["--pp", 2])]
 TEAMS = [2, 4]
-
-
-def run(command, **options):
-    """Runs a command that must succeed; what it printed."""
-    command = [str(word) for word in command]
-    done = subprocess.run(command, capture_output=True, text=True, **options)
-    if done.returncode != 0:
-        sys.exit(f"{shlex.join(command)}: exit code {done.returncode}\n{done.stderr.strip()}")
-    return done.stdout.strip()
 
 
 def evaluate(options, model, choice, folder):
@@ -112,27 +102,6 @@ def collective_table(measured):
         cells += [f"{timing['bytes'] / seconds / 1e9:.2f}", f"{seconds / floor:.1f}" if floor else "-"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
-
-
-def processor():
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def load():
-    """Average number of tasks that wanted to run in the last minute."""
-    return f"{os.getloadavg()[0]:.1f}"
-
-
-def commit():
-    try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-        return done.stdout.strip() or "unknown"
-    except OSError:
-        return "unknown"
 
 
 def conditions(options, before):
