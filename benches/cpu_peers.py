@@ -23,6 +23,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -264,7 +265,8 @@ def markdown(head, rows, measured, failed, missing, pairs, gguf_nll):
     lines = ["# One window on the CPU, beside others", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in head.items()]
     lines += ["", "## Seconds of the window", "", *row_table(rows, measured, gguf_nll)]
-    lines += ["", "## Times as fast", "", *ratio_table(pairs)]
+    if pairs:
+        lines += ["", "## Times as fast", "", *ratio_table(pairs)]
     # One reason stands for all rows of a tool.
     reasons = {**failed, **{f"{tool} (all rows)": reason for tool, reason in missing.items()}}
     if reasons:
@@ -311,6 +313,8 @@ def checked(options):
 
 
 def main():
+    # Ends by way of what is cleaned up, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = arguments()
     before = load()
     missing = absent(options)

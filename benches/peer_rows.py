@@ -104,7 +104,12 @@ def pinned(command, cores, **environment):
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         began = time.perf_counter()
         process = subprocess.Popen(command, stdout=out, stderr=err, env={**os.environ, **environment})
-        _, status, used = os.wait4(process.pid, 0)
+        try:
+            _, status, used = os.wait4(process.pid, 0)
+        except BaseException:
+            # Who interrupts this script must not leave a row running.
+            process.kill()
+            raise
         wall = time.perf_counter() - began
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
@@ -162,10 +167,10 @@ class Bench(NamedTuple):
     def run(self, row):
         """One measurement: seconds of the window, and of the process."""
         cores = self.cores[: row.threads]
-        found, done = RUNNERS[row.tool](self, row, cores)
+        told, done = RUNNERS[row.tool](self, row, cores)
         busy = {"busy": done.cpu / done.wall / row.threads}
         process = {"process_seconds": done.wall, "cpu_seconds": done.cpu, "peak_bytes": done.peak_bytes}
-        return busy | found | process
+        return busy | told | process
 
     def run_ctq(self, row, cores):
         text, part = self.scratch / "filled.txt", self.scratch / "part.json"
