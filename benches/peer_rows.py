@@ -49,7 +49,7 @@ ONE_THREAD = [
     Row("ctq", "W4A16", "", "bf16 activations, packed weights", (*OFF, *BF16)),
     Row("transformers", "W4A16", "", UNPACKS, ("bfloat16",)),
     Row("llama-perplexity", "Q4_0", "", "int8 activations in groups of 32, head Q6_K"),
-    Row("llama-bench", "Q4_0", "", "the same, nothing scored"),
+    Row("llama-bench", "Q4_0", "", "int8 activations in groups of 32, head Q6_K, nothing scored"),
     Row("ctq", "NVFP4", "library", "fp4 activations (W4A4), bf16 products", (*LIBRARY, *BF16)),
     Row("transformers", "NVFP4", "", "unpacks all weights, rounds activations to fp4 (W4A4), bf16", ("bfloat16",)),
     Row("llama-bench", "NVFP4", "", "int8 activations in groups of 32, nothing scored"),
