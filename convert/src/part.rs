@@ -11,11 +11,11 @@ use ctq_model::{Error, QuantMatrix, Result, TensorSource};
 use rayon::prelude::*;
 
 use crate::codec::{self, Leaf};
-use crate::tiles::tile;
+use crate::tiles::{tile, tile_linear};
 
 /// What a runtime needs of a part. The same bits as the part of a container.
 pub(crate) fn tiles(source: &dyn TensorSource, part: &PartInventory) -> Result<PartTiles> {
-    let matrices = in_order(&part.linears, |linear| Ok(tile(&codec::encode(source, linear)?)))?;
+    let matrices = in_order(&part.linears, |linear| tile_linear(source, linear))?;
     let modules = part.linears.iter().map(|linear| linear.module.clone());
     Ok(PartTiles { matrices: modules.zip(matrices).collect(), vectors: vectors(source, part)? })
 }

@@ -16,6 +16,8 @@ mod scales;
 mod values;
 mod zeros;
 
+use std::ops::Range;
+
 use ctq_model::inventory::Linear;
 use ctq_model::scheme::Storage;
 use ctq_model::{QuantMatrix, Result, Tensor, TensorSource};
@@ -65,18 +67,33 @@ fn codec(storage: Storage) -> Box<dyn Codec> {
 /// # Errors
 /// Names the tensor, row and column of a scale or weight that is not a number, or of a code out of its range.
 pub fn encode(source: &dyn TensorSource, linear: &Linear) -> Result<QuantMatrix> {
+    let permutation = act_order::read(&Module { source, linear })?;
+    let rows = CodeRows::new(source, linear, permutation.as_deref())?;
+    let mut codes = vec![0; linear.n * rows.length];
+    let parts = codes.par_chunks_exact_mut(rows.length.max(1)).enumerate();
+    match parts.find_map_first(|(row, codes)| rows.unpack(row..row + 1, codes).err()) {
+        Some(error) => Err(error),
+        None => encode_around(source, linear, codes),
+    }
+}
+
+/// As [`encode`] with codes that come from elsewhere.
+pub(crate) fn encode_around(
+    source: &dyn TensorSource,
+    linear: &Linear,
+    codes: Vec<u8>,
+) -> Result<QuantMatrix> {
     let module = Module { source, linear };
-    let permutation = act_order::read(&module)?;
     Ok(QuantMatrix {
         n: linear.n,
         k: linear.k,
         code: linear.scheme.storage.code(),
         formula: linear.scheme.storage.formula(),
-        codes: codes(&module, permutation.as_deref())?,
+        codes,
         scales: scales::read(&module)?,
         zeros: zeros::read(&module)?,
         global_scale: nvfp4::global_scale(&module)?,
-        permutation,
+        permutation: act_order::read(&module)?,
     })
 }
 
@@ -118,35 +135,57 @@ impl<'a> Module<'a> {
     }
 }
 
-/// Unpacks all codes, columns in the order of `permutation`.
-fn codes(module: &Module<'_>, permutation: Option<&[u32]>) -> Result<Vec<u8>> {
-    let (n, k, storage) = (module.linear.n, module.linear.k, module.linear.scheme.storage);
-    let codec = codec(storage);
-    let (width, row_bytes) = (storage.code().unpacked_bytes(), codec.row_bytes(k));
-    let leaf = module.codes_leaf();
-    let tensor = module.tensor(leaf, n * row_bytes)?;
-    let mut codes = vec![0; n * k * width];
-    let rows = codes.par_chunks_exact_mut(k * width).zip(tensor.bytes.par_chunks_exact(row_bytes));
-    let bad = rows.enumerate().find_map_first(|(row, (codes, stored))| {
-        let bad = codec.unpack_row(stored, codes).err()?;
-        Some((row, bad))
-    });
-    if let Some((row, bad)) = bad {
-        return Err(module.bad(leaf, format!("row {row}, column {}: {}", bad.column, bad.what)));
-    }
-    if let Some(permutation) = permutation {
-        codes.par_chunks_exact_mut(k * width).for_each_init(
-            || vec![0; k * width],
-            |before, row| {
-                before.copy_from_slice(row);
-                act_order::gather(permutation, width, before, row);
-            },
-        );
-    }
-    Ok(codes)
+/// The codes of one linear, unpacked some rows at a time.
+pub(crate) struct CodeRows<'a> {
+    module: Module<'a>,
+    tensor: Tensor<'a>,
+    leaf: &'static str,
+    codec: Box<dyn Codec>,
+    permutation: Option<&'a [u32]>,
+    /// Bytes of an unpacked row.
+    pub(crate) length: usize,
 }
 
-/// The inverse of [`codes`].
+impl<'a> CodeRows<'a> {
+    /// Columns in the order of `permutation`, which is the linear's.
+    ///
+    /// # Errors
+    /// Where the tensor is not there, or has not its length.
+    pub(crate) fn new(
+        source: &'a dyn TensorSource,
+        linear: &'a Linear,
+        permutation: Option<&'a [u32]>,
+    ) -> Result<CodeRows<'a>> {
+        let module = Module { source, linear };
+        let codec = codec(linear.scheme.storage);
+        let leaf = module.codes_leaf();
+        let tensor = module.tensor(leaf, linear.n * codec.row_bytes(linear.k))?;
+        let length = linear.k * linear.scheme.storage.code().unpacked_bytes();
+        Ok(CodeRows { module, tensor, leaf, codec, permutation, length })
+    }
+
+    /// Unpacks rows `rows` into `codes`, one after the other.
+    ///
+    /// # Errors
+    /// Names row and column of the first code that is none.
+    pub(crate) fn unpack(&self, rows: Range<usize>, codes: &mut [u8]) -> Result<()> {
+        let linear = self.module.linear;
+        let stored = self.codec.row_bytes(linear.k);
+        for (row, codes) in rows.zip(codes.chunks_exact_mut(self.length.max(1))) {
+            let bytes = &self.tensor.bytes[row * stored..(row + 1) * stored];
+            self.codec.unpack_row(bytes, codes).map_err(|bad| {
+                self.module.bad(self.leaf, format!("row {row}, column {}: {}", bad.column, bad.what))
+            })?;
+            if let Some(permutation) = self.permutation {
+                let before = codes.to_vec();
+                act_order::gather(permutation, linear.scheme.storage.code().unpacked_bytes(), &before, codes);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The inverse of [`CodeRows`].
 fn pack(matrix: &QuantMatrix, storage: Storage) -> Vec<u8> {
     let codec = codec(storage);
     let (width, row_bytes) = (matrix.code.unpacked_bytes(), codec.row_bytes(matrix.k));
