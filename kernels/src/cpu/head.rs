@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use crate::backend::{HeadTiles, KernelError, VOCABULARY_TILE};
 use crate::cpu::Isa;
+use crate::cpu::isa::for_each_isa;
 use crate::cpu::linear::linear;
 use crate::cpu::math::exp;
 use crate::cpu::matrix::CpuMatrix;
@@ -24,7 +25,9 @@ pub(crate) fn head(
     let logits = linear(isa, x, head, rows)?;
     let tiles = vocabulary.len().div_ceil(VOCABULARY_TILE);
     let rows = || logits.values.par_chunks_exact(vocabulary.len().max(1));
-    let partials = rows().flat_map_iter(|row| row.chunks(VOCABULARY_TILE).map(partial)).collect();
+    let mut partials = vec![(0.0, 0.0); logits.rows() * tiles];
+    let found = partials.par_chunks_mut(tiles.max(1)).zip(rows());
+    found.for_each(|(partials, row)| partials_of(isa, row, partials));
     let target = |row: &[f32], target: &Option<u32>| {
         let target = (*target)? as usize;
         vocabulary.contains(&target).then(|| row[target - vocabulary.start])
@@ -33,10 +36,90 @@ pub(crate) fn head(
     Ok(HeadTiles { tiles, partials, targets })
 }
 
-/// Largest logit of a tile, and the sum of exponentials below it: exponentials f32, sum f64 in vocabulary order.
-fn partial(logits: &[f32]) -> (f32, f64) {
-    // `max` would drop a NaN; one in the logits must reach the score.
-    let largest = logits.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a || b.is_nan() { *b } else { a });
-    let sum = logits.iter().fold(0.0_f64, |sum, logit| sum + f64::from(exp(logit - largest)));
-    (largest, sum)
+for_each_isa! {
+    /// Of each tile of a row the largest logit, and the sum of exponentials below it: exponentials f32, sum f64 in
+    /// vocabulary order.
+    fn partials_of(logits: &[f32], partials: &mut [(f32, f64)]) partials_in_blocks
+}
+
+/// Tiles whose sums, each one chain, are added up side by side.
+const BLOCK: usize = 8;
+
+#[inline(always)]
+fn partials_in_blocks(logits: &[f32], partials: &mut [(f32, f64)]) {
+    let blocks = logits.chunks(BLOCK * VOCABULARY_TILE).zip(partials.chunks_mut(BLOCK));
+    let mut powers = [[0.0_f32; VOCABULARY_TILE]; BLOCK];
+    for (logits, partials) in blocks {
+        let tiles = logits.chunks(VOCABULARY_TILE);
+        for ((tile, powers), (largest, _)) in tiles.zip(&mut powers).zip(partials.iter_mut()) {
+            *largest = largest_of(tile);
+            for (power, logit) in powers.iter_mut().zip(tile) {
+                *power = exp(logit - *largest);
+            }
+            // A last tile that is not full: adding +0 changes no sum.
+            powers[tile.len()..].fill(0.0);
+        }
+        let mut sums = [0.0_f64; BLOCK];
+        for at in 0..VOCABULARY_TILE {
+            for (sum, powers) in sums.iter_mut().zip(&powers) {
+                *sum += f64::from(powers[at]);
+            }
+        }
+        partials.iter_mut().zip(sums).for_each(|((_, partial), sum)| *partial = sum);
+    }
+}
+
+/// Largest logit. `max` would drop a NaN; one in the logits must reach the score.
+#[inline(always)]
+fn largest_of(logits: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let mut nan = [0_u32; LANES];
+    for line in logits.chunks(LANES) {
+        for ((lane, nan), logit) in lanes.iter_mut().zip(&mut nan).zip(line) {
+            *lane = if logit > lane { *logit } else { *lane };
+            *nan |= u32::from(logit.is_nan());
+        }
+    }
+    if nan.iter().any(|nan| *nan != 0) {
+        return f32::NAN;
+    }
+    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partials_are_sums_in_vocabulary_order() {
+        for count in [1, 127, 128, 129, 1024, 128 * 19 + 5] {
+            let logit = |at: usize| ((at * 7919 % 1009) as f32 - 500.0) / 17.0 + at as f32 / 1e4;
+            let mut logits: Vec<f32> = (0..count).map(logit).collect();
+            logits[count - 1 - count / 2] = if count > 1 { f32::NEG_INFINITY } else { 3.0 };
+            let nan = (count > 600).then_some(513);
+            if let Some(nan) = nan {
+                logits[nan] = f32::NAN;
+            }
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+                let mut found = vec![(7.0, 7.0); count.div_ceil(VOCABULARY_TILE)];
+                partials_of(isa, &logits, &mut found);
+                for (tile, (largest, sum)) in logits.chunks(VOCABULARY_TILE).zip(found) {
+                    if tile.iter().any(|logit| logit.is_nan()) {
+                        assert!(largest.is_nan() && sum.is_nan(), "{isa:?} {count}");
+                        continue;
+                    }
+                    let expected = tile.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                    let expected_sum = tile.iter().fold(0.0_f64, |sum, logit| {
+                        sum + f64::from(libm::exp(f64::from(logit - expected)) as f32)
+                    });
+                    assert_eq!(
+                        (largest, sum.to_bits()),
+                        (expected, expected_sum.to_bits()),
+                        "{isa:?} {count}"
+                    );
+                }
+            }
+        }
+    }
 }

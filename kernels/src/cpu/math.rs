@@ -20,7 +20,8 @@ pub(crate) fn exp(x: f32) -> f32 {
     let x = f64::from(x.clamp(-110.0, 100.0));
     // Adding and subtracting 1.5 * 2^52 rounds to the nearest integer without a library call.
     const ROUND: f64 = 6_755_399_441_055_744.0;
-    let n = (x * std::f64::consts::LOG2_E + ROUND) - ROUND;
+    let shifted = x * std::f64::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
     let r = x - n * std::f64::consts::LN_2;
     let mut p = 1.0 / 3_628_800.0;
     p = p * r + 1.0 / 362_880.0;
@@ -33,9 +34,10 @@ pub(crate) fn exp(x: f32) -> f32 {
     p = p * r + 0.5;
     p = p * r + 1.0;
     p = p * r + 1.0;
-    // A NaN has no exponent; it is in `p` already.
-    let exponent = (n as i32 + 1023) as u64;
-    (p * f64::from_bits(exponent << 52)) as f32
+    // The low bits of `shifted` are n, and those of ROUND are zero: no conversion that vectors lack. A NaN has no n; it
+    // is in `p` already.
+    let power = shifted.to_bits().wrapping_add(1023) << 52;
+    (p * f64::from_bits(power)) as f32
 }
 
 /// `x / (1 + e^-x)`.
@@ -44,39 +46,26 @@ pub(crate) fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
-/// Nearest fp8 E4M3 number for `|x| <= 448`, ties to even.
-#[inline]
+/// Nearest fp8 E4M3 number for `|x| <= 448`, ties to even. Branch-free.
+#[inline(always)]
 pub(crate) fn round_e4m3(x: f32) -> f32 {
-    if x.abs() >= 0.015_625 {
-        let bits = x.to_bits();
-        f32::from_bits(bits.wrapping_add(0x7_ffff + ((bits >> 20) & 1)) & !0xf_ffff)
-    } else {
-        // Subnormal: steps of 2^-9.
-        (x * 512.0).round_ties_even() / 512.0
-    }
+    let bits = x.to_bits();
+    let normal = f32::from_bits(bits.wrapping_add(0x7_ffff + ((bits >> 20) & 1)) & !0xf_ffff);
+    // Subnormal: steps of 2^-9, those of f32 from 2^14 on.
+    const ROUND: f32 = 16_384.0;
+    let subnormal = ((x.abs() + ROUND) - ROUND).copysign(x);
+    if x.abs() >= 0.015_625 { normal } else { subnormal }
 }
 
-/// Nearest fp4 E2M1 number, ties to the even code, saturating at 6 (compressed-tensors' `cast_to_fp4`).
-#[inline]
+/// Nearest fp4 E2M1 number, ties to the even code, saturating at 6 (compressed-tensors' `cast_to_fp4`); 6 for NaN.
+/// Branch-free.
+#[inline(always)]
 pub(crate) fn round_e2m1(x: f32) -> f32 {
-    let magnitude = x.abs();
-    let rounded = if magnitude <= 0.25 {
-        0.0
-    } else if magnitude < 0.75 {
-        0.5
-    } else if magnitude <= 1.25 {
-        1.0
-    } else if magnitude < 1.75 {
-        1.5
-    } else if magnitude <= 2.5 {
-        2.0
-    } else if magnitude < 3.5 {
-        3.0
-    } else if magnitude <= 5.0 {
-        4.0
-    } else {
-        6.0
-    };
+    let magnitude = if x.abs() < 6.0 { x.abs() } else { 6.0 };
+    // Steps of a half below 2, of 1 below 4, else of 2: those of f32 from 2^22, 2^23 and 2^24 on.
+    let large = if magnitude < 4.0 { 8_388_608.0 } else { 16_777_216.0 };
+    let round = if magnitude < 2.0 { 4_194_304.0 } else { large };
+    let rounded = (magnitude + round) - round;
     if x < 0.0 { -rounded } else { rounded }
 }
 
@@ -124,6 +113,50 @@ mod tests {
         assert_eq!(exp(200.0), f32::INFINITY);
         assert!(exp(f32::NAN).is_nan());
         assert_eq!(exp(-100.0), libm::exp(-100.0) as f32, "a subnormal result");
+    }
+
+    /// Every 2^9 th f32, and those beside each of them that ends in zeros: ties and what lies next to them.
+    fn sampled() -> impl Iterator<Item = f32> {
+        let ends = (0..=u32::MAX >> 9).map(|high| high << 9);
+        ends.flat_map(|bits| [bits.wrapping_sub(1), bits, bits + 1, bits + 0x7e]).map(f32::from_bits)
+    }
+
+    #[test]
+    fn fp4_rounding_is_the_ladder_of_compressed_tensors() {
+        for x in sampled() {
+            let magnitude = x.abs();
+            let expected = if magnitude <= 0.25 {
+                0.0
+            } else if magnitude < 0.75 {
+                0.5
+            } else if magnitude <= 1.25 {
+                1.0
+            } else if magnitude < 1.75 {
+                1.5
+            } else if magnitude <= 2.5 {
+                2.0
+            } else if magnitude < 3.5 {
+                3.0
+            } else if magnitude <= 5.0 {
+                4.0
+            } else {
+                6.0
+            };
+            let expected = if x < 0.0 { -expected } else { expected };
+            assert_eq!(round_e2m1(x).to_bits(), f32::to_bits(expected), "{x:e}");
+        }
+    }
+
+    #[test]
+    fn fp8_rounding_is_that_of_integers_at_each_exponent() {
+        for x in sampled().filter(|x| x.abs() <= 448.0) {
+            // Three bits after the leading one, or steps of 2^-9.
+            let exponent = libm::ilogbf(x).max(-6);
+            let step = libm::ldexp(1.0, exponent - 3);
+            let expected = ((f64::from(x) / step).round_ties_even() * step) as f32;
+            assert_eq!(round_e4m3(x).to_bits(), expected.to_bits(), "{x:e}");
+        }
+        assert!(round_e4m3(f32::NAN).is_nan());
     }
 
     #[test]

@@ -107,7 +107,7 @@ impl Backend for Cpu {
     }
 
     fn norm(&self, x: &CpuBuffer, weight: &[f32], epsilon: f32) -> Result<CpuBuffer, KernelError> {
-        Ok(elementwise::norm(x, weight, epsilon))
+        Ok(elementwise::norm(self.isa, x, weight, epsilon))
     }
 
     fn prepare(
@@ -129,7 +129,7 @@ impl Backend for Cpu {
     ) -> Result<CpuBuffer, KernelError> {
         let mut y = linear::linear(self.isa, x, weight, weight.rows.clone())?;
         if let Some(bias) = bias {
-            elementwise::add_bias(&mut y, &bias[weight.rows.clone()]);
+            elementwise::add_bias(self.isa, &mut y, &bias[weight.rows.clone()]);
         }
         Ok(y)
     }
@@ -141,12 +141,12 @@ impl Backend for Cpu {
         head_dim: usize,
         windows: &[Range<usize>],
     ) -> Result<(), KernelError> {
-        quantize::fake_quantize(x, quantizer, head_dim, windows);
+        quantize::fake_quantize(self.isa, x, quantizer, head_dim, windows);
         Ok(())
     }
 
     fn rotate(&self, x: &mut CpuBuffer, rotation: &Rotation, spans: &[Span]) -> Result<(), KernelError> {
-        elementwise::rotate(x, rotation, spans);
+        elementwise::rotate(self.isa, x, rotation, spans);
         Ok(())
     }
 
@@ -165,16 +165,16 @@ impl Backend for Cpu {
     }
 
     fn gate(&self, gate: CpuBuffer, up: &CpuBuffer) -> Result<CpuBuffer, KernelError> {
-        Ok(elementwise::gate(gate, up))
+        Ok(elementwise::gate(self.isa, gate, up))
     }
 
     fn add(&self, x: &mut CpuBuffer, y: &CpuBuffer) -> Result<(), KernelError> {
-        elementwise::add(x, y);
+        elementwise::add(self.isa, x, y);
         Ok(())
     }
 
     fn first_non_finite(&self, x: &CpuBuffer) -> Result<Option<usize>, KernelError> {
-        Ok(elementwise::first_non_finite(x))
+        Ok(elementwise::first_non_finite(self.isa, x))
     }
 
     fn route(
@@ -197,7 +197,7 @@ impl Backend for Cpu {
         rows: &[u32],
         weights: &[f32],
     ) -> Result<(), KernelError> {
-        elementwise::scatter_add(x, y, rows, weights);
+        elementwise::scatter_add(self.isa, x, y, rows, weights);
         Ok(())
     }
 

@@ -51,28 +51,41 @@ pub(crate) struct Strips {
 }
 
 impl Strips {
-    /// Packs what `fill` writes: the rows that it is asked for, [rows, k] row-major, into zeros. Integers come as floats,
-    /// those of a [`Unit::Quad`] within 0..=255.
+    /// Packs what `fill` writes: the rows that it is asked for, [rows, k] row-major, into anything. Integers come as
+    /// floats, those of a [`Unit::Quad`] within 0..=255.
     pub(crate) fn pack(
         isa: Isa,
         unit: Unit,
         (rows, k): (usize, usize),
         fill: impl Fn(Range<usize>, &mut [f32]) + Sync,
     ) -> Strips {
+        let mut nothing = vec![(); rows];
+        Strips::pack_beside(isa, unit, (rows, k), &mut nothing, |row, out, _| fill(row..row + 1, out))
+    }
+
+    /// As [`Strips::pack`], row by row, for a `fill` that also writes what it finds of a row: `beside` holds as much for
+    /// each of them.
+    pub(crate) fn pack_beside<T: Send>(
+        isa: Isa,
+        unit: Unit,
+        (rows, k): (usize, usize),
+        beside: &mut [T],
+        fill: impl Fn(usize, &mut [f32], &mut [T]) + Sync,
+    ) -> Strips {
         let steps = unit.steps(k);
-        let width = (steps * unit.k()).max(k);
         let mut words = vec![0; rows.div_ceil(STRIP) * steps * STRIP];
-        let scratch = || (vec![0.0_f32; STRIP * width], vec![0_u32; STRIP * steps]);
-        words.par_chunks_mut((steps * STRIP).max(1)).enumerate().for_each_init(
-            scratch,
-            |(values, row_words), (strip, words)| {
-                let rows = strip * STRIP..rows.min((strip + 1) * STRIP);
-                let count = rows.len();
-                fill(rows, &mut values[..count * k]);
-                pack_rows(isa, unit, &values[..count * k], k, row_words, steps);
-                transpose(isa, (row_words, steps), (words, STRIP), count, steps);
-            },
-        );
+        let per_row = (beside.len() / rows.max(1)).max(1);
+        // One row of values at a time stays in the first-level cache until it is packed.
+        let scratch = || (vec![0.0_f32; k], vec![0_u32; STRIP * steps]);
+        let strips = words.par_chunks_mut((steps * STRIP).max(1)).zip(beside.par_chunks_mut(STRIP * per_row));
+        strips.enumerate().for_each_init(scratch, |(values, row_words), (strip, (words, beside))| {
+            let count = (rows - strip * STRIP).min(STRIP);
+            for (row, beside) in beside.chunks_mut(per_row).enumerate() {
+                fill(strip * STRIP + row, values, beside);
+                pack_rows(isa, unit, values, k, &mut row_words[row * steps..], steps);
+            }
+            transpose(isa, (row_words, steps), (words, STRIP), count, steps);
+        });
         Strips { unit, rows, k, words }
     }
 
@@ -227,9 +240,16 @@ fn pairs(values: &[f32], words: &mut [u32]) {
     }
 }
 
+/// A whole number of at most 2^22 in magnitude, in two's complement: the low bits of the sum with 1.5 * 2^23. Unlike a
+/// conversion it needs no care of what is out of range.
+#[inline(always)]
+fn whole(value: f32) -> u32 {
+    (value + 12_582_912.0).to_bits()
+}
+
 #[inline(always)]
 fn quads(values: &[f32], words: &mut [u32]) {
-    let byte = |value: f32| value as i32 as u32 & 0xff;
+    let byte = |value: f32| whole(value) & 0xff;
     let (quads, last) = values.as_chunks::<4>();
     for ([a, b, c, d], word) in quads.iter().zip(words.iter_mut()) {
         *word = byte(*a) | byte(*b) << 8 | byte(*c) << 16 | byte(*d) << 24;
@@ -241,7 +261,7 @@ fn quads(values: &[f32], words: &mut [u32]) {
 
 #[inline(always)]
 fn shorts(values: &[f32], words: &mut [u32]) {
-    let short = |value: f32| value as i32 as u32 & 0xffff;
+    let short = |value: f32| whole(value) & 0xffff;
     let (pairs, last) = values.as_chunks::<2>();
     for ([even, odd], word) in pairs.iter().zip(words.iter_mut()) {
         *word = short(*even) | short(*odd) << 16;

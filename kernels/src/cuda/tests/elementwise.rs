@@ -7,7 +7,7 @@ use ctq_model::rope::{Rope, RopeScaling};
 
 use super::*;
 use crate::Rotation;
-use crate::cpu::{self, CpuBuffer};
+use crate::cpu::{self, CpuBuffer, Isa};
 use crate::cuda::Cuda;
 use crate::cuda::rotate::rotate;
 
@@ -32,15 +32,15 @@ fn sums_gates_and_biases() {
 
         let gated = gate(&device, upload(&device, width, &x), &device_y).expect("a gate");
         let gated = gated.download(&device).expect("a download");
-        same_bits(&gated, &cpu::elementwise::gate(cpu_x.clone(), &cpu_y).values, "gate");
+        same_bits(&gated, &cpu::elementwise::gate(Isa::detect(), cpu_x.clone(), &cpu_y).values, "gate");
         same_bits(&device_y.download(&device).expect("a download"), &y, "a gate leaves its factor");
 
         let mut expected = cpu_x.clone();
-        cpu::elementwise::add(&mut expected, &cpu_y);
+        cpu::elementwise::add(Isa::detect(), &mut expected, &cpu_y);
         add(&device, &mut device_x, &device_y).expect("a sum");
         same_bits(&device_x.download(&device).expect("a download"), &expected.values, "add");
 
-        cpu::elementwise::add_bias(&mut expected, &bias);
+        cpu::elementwise::add_bias(Isa::detect(), &mut expected, &bias);
         add_bias(&device, &device_x, &bias).expect("a bias");
         same_bits(&device_x.download(&device).expect("a download"), &expected.values, "add_bias");
     }
@@ -61,7 +61,7 @@ fn rows_are_gathered_and_added_where_they_came_from() {
         let mut expected = CpuBuffer { width, values: numbers(6, rows * width) };
         let mut sums = upload(&device, width, &expected.values);
         scatter_add(&device, &mut sums, &y, &chosen, &weights).expect("a sum");
-        cpu::elementwise::scatter_add(&mut expected, &expected_y, &chosen, &weights);
+        cpu::elementwise::scatter_add(Isa::detect(), &mut expected, &expected_y, &chosen, &weights);
         same_bits(&sums.download(&device).expect("a download"), &expected.values, "scatter_add");
 
         let none = gather(&device, &device_x, &[]).expect("a gather");
@@ -100,7 +100,7 @@ fn the_first_row_that_is_not_finite_is_found() {
         let find = |values: &[f32]| {
             let found = first_non_finite(&device, &upload(&device, width, values)).expect("a row");
             let cpu = CpuBuffer { width, values: values.to_vec() };
-            assert_eq!(found, cpu::elementwise::first_non_finite(&cpu));
+            assert_eq!(found, cpu::elementwise::first_non_finite(Isa::detect(), &cpu));
             found
         };
         assert_eq!(find(&values), None);
@@ -129,7 +129,7 @@ fn heads_are_rotated_by_their_position_in_the_window() {
             let mut x = upload(&device, expected.width, &expected.values);
             let cuda = Cuda::new(device.clone());
             rotate(&cuda, &mut x, &rotation, &spans).expect("a rotation");
-            cpu::elementwise::rotate(&mut expected, &rotation, &spans);
+            cpu::elementwise::rotate(Isa::detect(), &mut expected, &rotation, &spans);
             same_bits(&x.download(&device).expect("a download"), &expected.values, "rotate");
         }
     }

@@ -1,7 +1,7 @@
 //! RMS norm against the CPU backend, bit by bit.
 
 use super::*;
-use crate::cpu::{self, CpuBuffer};
+use crate::cpu::{self, CpuBuffer, Isa};
 
 use crate::cuda::elementwise::samples::{devices, numbers, same_bits, upload};
 
@@ -11,7 +11,7 @@ fn check(device: &crate::cuda::emulated::Emulated, rows: usize, runs: usize, len
     let weight = numbers(3, length);
     let found = norm(device, &upload(device, width, &x.values), &weight, 1e-5).expect("a norm");
     assert_eq!((found.rows, found.width), (rows, width));
-    let expected = cpu::elementwise::norm(&x, &weight, 1e-5);
+    let expected = cpu::elementwise::norm(Isa::detect(), &x, &weight, 1e-5);
     same_bits(&found.download(device).expect("a download"), &expected.values, &format!("runs of {length}"));
 }
 
@@ -49,7 +49,7 @@ fn rows_that_are_not_finite_or_tiny() {
         let weight = vec![-1.5; 40];
         for epsilon in [0.0, 1e-6] {
             let found = norm(&device, &upload(&device, 40, &x.values), &weight, epsilon).expect("a norm");
-            let expected = cpu::elementwise::norm(&x, &weight, epsilon);
+            let expected = cpu::elementwise::norm(Isa::detect(), &x, &weight, epsilon);
             same_bits(&found.download(&device).expect("a download"), &expected.values, "a norm");
         }
     }

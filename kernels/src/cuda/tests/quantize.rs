@@ -168,7 +168,13 @@ fn every_bf16_number_and_its_neighbours_are_rounded_as_on_the_cpu() {
         for code in [Code::E4m3, Code::E2m1, Code::Int { bits: 8 }] {
             let quantizer = Quantizer { scales: vec![1.0], zero: 0.0, ..quantizer(activation(code)) };
             let mut expected = x.clone();
-            cpu::quantize::fake_quantize(&mut expected, &quantizer, x.width, slice::from_ref(&window));
+            cpu::quantize::fake_quantize(
+                Isa::detect(),
+                &mut expected,
+                &quantizer,
+                x.width,
+                slice::from_ref(&window),
+            );
             let mut found = upload(&device, x.width, &x.values);
             fake_quantize(&device, &mut found, &quantizer, x.width, slice::from_ref(&window))
                 .expect("values");
@@ -248,7 +254,7 @@ fn heads_have_scales_of_their_own_and_the_last_group_may_be_short() {
         let group = dynamic(ActivationSharing::Group { size: 50 });
         for quantizer in [&stored, &of_tensor, &head, &group] {
             let mut expected = x.clone();
-            cpu::quantize::fake_quantize(&mut expected, quantizer, head_dim, &windows());
+            cpu::quantize::fake_quantize(Isa::detect(), &mut expected, quantizer, head_dim, &windows());
             let mut found = upload(&device, x.width, &x.values);
             fake_quantize(&device, &mut found, quantizer, head_dim, &windows()).expect("values");
             let found = found.download(&device).expect("a download");
