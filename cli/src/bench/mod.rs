@@ -149,8 +149,7 @@ impl OnBackend for Measure<'_> {
     fn run<B: Backend>(self, backend: &B) -> anyhow::Result<Measurements> {
         let Measure { options, on_cpu, report } = self;
         let mut rounds = if on_cpu { PeakRounds::here() } else { PeakRounds::none() };
-        let of_peaks = options.rounds.unwrap_or(ROUNDS).min(ROUNDS);
-        rounds.measure(of_peaks);
+        rounds.measure(ROUNDS);
         rounds.timings().iter().for_each(|peak| report.note(&peak_line(peak)));
         go_on()?;
         let identity = backend.identity();
@@ -174,7 +173,7 @@ impl OnBackend for Measure<'_> {
             );
         }
         // Once more, for a machine may be faster or slower by now.
-        rounds.measure(of_peaks);
+        rounds.measure(ROUNDS);
         let peaks = rounds.timings();
         measurements.windows.iter_mut().for_each(|window| window.hold_against(&peaks));
         measurements.timings = timings.into_iter().map(|timing| Row::new(timing, &peaks)).collect();

@@ -168,7 +168,7 @@ pub fn peaks() -> Vec<Peak> {
 }
 
 /// Least seconds of one probe.
-pub(crate) const PROBE_SECONDS: f64 = 0.02;
+pub(crate) const PROBE_SECONDS: f64 = 0.01;
 
 /// Independent chains, without anything that only some machines have.
 fn scalar(loops: u64) {
