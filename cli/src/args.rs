@@ -455,10 +455,10 @@ pub(crate) struct BenchOptions {
     #[arg(long, value_name = "N", value_parser = positive, requires = "window", help_heading = WINDOW)]
     pub(crate) layers: Option<usize>,
     /// Tokens of the window.
-    #[arg(long, value_name = "TOKENS", default_value_t = 2048, value_parser = context, help_heading = WINDOW)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 2048, value_parser = context, requires = "window", help_heading = WINDOW)]
     pub(crate) ctx: usize,
     /// Positions at its end that are scored, at most all but the first.
-    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = positive, help_heading = WINDOW)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = positive, requires = "window", help_heading = WINDOW)]
     pub(crate) scored: usize,
     /// Measure the conversion of this checkpoint instead, beside a plain copy of as many bytes from and to the same
     /// places. What is written goes to a temporary folder and is removed.
