@@ -6,7 +6,7 @@ use crate::session::{Session, files_of, wait_until};
 
 /// Many groups of few windows, each with hidden states on disk after every layer.
 const SLOW: &str = "eval NVFP4 --data text.txt --preset hf-strided --ctx 256 --stride 64 --rows 150 --acts off \
-                    --save-every 0 --memory 24M --json result.json";
+                    --save-every 0 --memory 14M --json result.json";
 
 #[test]
 fn eval_that_is_killed_again_and_again() {
@@ -63,7 +63,7 @@ fn eval_resumes_with_other_threads_ranks_and_memory() {
     child.kill().expect("a kill");
     session.wait(child);
     let other =
-        SLOW.replace("--memory 24M", "--memory 100M --threads 3 --tp 2").replace("--save-every 0", "");
+        SLOW.replace("--memory 14M", "--memory 100M --threads 3 --tp 2").replace("--save-every 0", "");
     let last = session.ctq(&other).expect(0);
     assert!(last.stderr.contains("going on: "), "{}", last.stderr);
     assert_eq!(session.json("result.json")[0]["total_nll"], undisturbed);
