@@ -40,6 +40,46 @@ pub(crate) fn exp(x: f32) -> f32 {
     (p * f64::from_bits(power)) as f32
 }
 
+/// `e^x` for x of at most 88, within one unit in the last place of f32, in f32 alone: 2^n times a polynomial (that of
+/// Cephes' expf) on `|r| <= ln(2)/2`. Below -87, close to the smallest normal number, it is 0. `e^0` is 1, a NaN stays.
+///
+/// Fused multiply-adds are exact about their one rounding everywhere, so every instruction set gives the same bits; so
+/// does `exp_fast` of the CUDA kernels.
+#[inline(always)]
+#[expect(clippy::excessive_precision, reason = "as published; rounded to f32 here")]
+pub(crate) fn exp_fast(x: f32) -> f32 {
+    // Adding 1.5 * 2^23 rounds to an integer, which is then in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    // ln(2) in two parts, the first short enough for an exact product.
+    let r = n.mul_add(-0.693_359_375, x);
+    let r = n.mul_add(2.121_944_40e-4, r);
+    let p = 1.987_569_150_0e-4_f32.mul_add(r, 1.398_199_950_7e-3);
+    let p = p.mul_add(r, 8.333_451_907_3e-3);
+    let p = p.mul_add(r, 4.166_579_589_4e-2);
+    let p = p.mul_add(r, 1.666_666_545_9e-1);
+    let p = p.mul_add(r, 5.000_000_120_1e-1);
+    let p = p.mul_add(r * r, r) + 1.0;
+    // A NaN is in `p` already, whatever its exponent.
+    let scaled = p * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
+    if x < -87.0 { 0.0 } else { scaled }
+}
+
+/// `tanh(x)` by [`exp_fast`], within a few units in the last place: a Taylor polynomial where `1 - e^-2|x|` would cancel.
+#[inline(always)]
+pub(crate) fn tanh_fast(x: f32) -> f32 {
+    let e = exp_fast(-2.0 * x.abs());
+    let far = (1.0 - e) / (1.0 + e);
+    let square = x * x;
+    let p = (-0.008_863_235_5_f32).mul_add(square, 0.021_869_488);
+    let p = p.mul_add(square, -0.053_968_254);
+    let p = p.mul_add(square, 0.133_333_33);
+    let p = p.mul_add(square, -0.333_333_33);
+    let near = (p * square).mul_add(x, x);
+    if x.abs() < 0.25 { near } else { far.copysign(x) }
+}
+
 /// `x / (1 + e^-x)`.
 #[inline(always)]
 pub(crate) fn silu(x: f32) -> f32 {
@@ -157,6 +197,45 @@ mod tests {
             assert_eq!(round_e4m3(x).to_bits(), expected.to_bits(), "{x:e}");
         }
         assert!(round_e4m3(f32::NAN).is_nan());
+    }
+
+    /// Distance to the true value in units of its last place as an f32.
+    fn units(found: f32, x: f32, of: fn(f64) -> f64) -> f64 {
+        let value = of(f64::from(x));
+        let exponent = (value.abs().to_bits() >> 52) as i32 - 1023;
+        (f64::from(found) - value).abs() / 2.0_f64.powi(exponent.max(-126) - 23)
+    }
+
+    #[test]
+    fn the_fast_exponential_is_within_one_unit() {
+        let mut worst = 0.0_f64;
+        // Every 997th number from the smallest to 87, of both signs: all exponents, and mantissas of all kinds.
+        for bits in (1..=87.0_f32.to_bits()).step_by(997) {
+            for x in [f32::from_bits(bits), -f32::from_bits(bits)] {
+                worst = worst.max(units(exp_fast(x), x, libm::exp));
+            }
+        }
+        assert!(worst <= 1.0, "{worst} units");
+        assert_eq!(exp_fast(0.0), 1.0);
+        assert_eq!(exp_fast(-0.0), 1.0);
+        assert_eq!(exp_fast(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp_fast(-87.0_f32.next_up()).to_bits(), 0);
+        assert!(exp_fast(-87.0) >= f32::MIN_POSITIVE);
+        assert!(exp_fast(f32::NAN).is_nan());
+        assert!(exp_fast(-f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn the_fast_tangent_is_within_a_few_units() {
+        for bits in (1..=100.0_f32.to_bits()).step_by(9973) {
+            for x in [f32::from_bits(bits), -f32::from_bits(bits)] {
+                let units = units(tanh_fast(x), x, libm::tanh);
+                assert!(units <= 4.0, "{x:e}: {units} units");
+            }
+        }
+        assert_eq!(tanh_fast(f32::INFINITY), 1.0);
+        assert_eq!(tanh_fast(f32::NEG_INFINITY), -1.0);
+        assert!(tanh_fast(f32::NAN).is_nan());
     }
 
     #[test]

@@ -11,12 +11,10 @@ mod isa;
 pub(crate) mod linear;
 pub(crate) mod math;
 pub(crate) mod matrix;
-mod panel;
 pub mod peak;
 pub(crate) mod product;
 pub(crate) mod quantize;
 pub(crate) mod row_tiles;
-mod vector;
 pub(crate) mod weights;
 
 use std::ops::Range;

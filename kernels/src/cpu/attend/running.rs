@@ -1,72 +1,262 @@
 //! Attention with a running maximum, over tiles of 64 keys that ascend from the window's start: bf16 operands.
 //!
-//! Scores, maxima, exponentials and denominators are f32; the unnormalised probabilities are rounded to bf16 as
-//! operands, the denominator sums the unrounded ones.
+//! Scores are products of strips of keys and halves of queries, so that lanes are queries: maxima, exponentials and sums
+//! over keys need nothing from their neighbours. Strips of keys do not end where tiles do; what is left of one stays for
+//! the next tile.
 
 use std::ops::Range;
 
-use super::{Head, KEYS, QUERIES};
-use crate::cpu::math::{exp, round_bf16};
-use crate::cpu::panel::Order;
+use super::tile::{Tile, fold};
+use super::{Block, KEYS, Method, cap_scores};
+use crate::cpu::Isa;
+use crate::cpu::isa::for_each_isa;
+use crate::cpu::product::{
+    Begin, HALF, Out, Product, STRIP, Strips, Unit, Words, multiply, pack_rows, transpose,
+};
 
-/// Queries `first..` of one block: output [queries, dim].
-pub(super) fn block(head: &Head<'_>, first: usize, output: &mut [f32]) {
-    let dim = head.shape.head_dim;
-    let queries = output.len() / dim;
-    let mut largest = [f32::NEG_INFINITY; QUERIES];
-    let mut total = [0.0_f32; QUERIES];
-    for tile in head.tiles(first, queries) {
-        let mut scores = [0.0_f32; QUERIES * KEYS];
-        head.scores(Order::Pairs, first, queries, tile, &mut scores, KEYS);
-        for query in 0..queries {
-            let seen = inside(&head.seen(first + query), tile);
-            let scores = &mut scores[query * KEYS..(query + 1) * KEYS];
-            scores.iter_mut().for_each(|score| *score *= head.scale());
-            let state = (&mut largest[query], &mut total[query]);
-            fold(scores, seen, state, &mut output[query * dim..(query + 1) * dim]);
+/// Keys after which strips end where tiles do: scores of a key lie at its position modulo this.
+const RUN: usize = 192;
+
+/// Queries of a block: whole strips and whole halves.
+const QUERIES: usize = 96;
+
+const HALVES: usize = QUERIES / HALF;
+
+/// Running maximum and tiles of keys.
+pub(super) struct Running;
+
+/// Buffers of one thread.
+#[derive(Default)]
+pub(super) struct Scratch {
+    rows: Vec<f32>,
+    row_words: Vec<u32>,
+    /// [half of queries][steps over dimensions][[`HALF`]].
+    queries: Words,
+    /// [half of queries][[`RUN`]][[`HALF`]].
+    scores: Words,
+    /// Strips of keys whose scores have been computed, for each half of queries.
+    scored: [usize; HALVES],
+    /// [steps over keys][[`QUERIES`]].
+    probabilities: Words,
+    /// [strip][steps over keys][[`STRIP`]].
+    strips: Words,
+    /// [[`QUERIES`]][width].
+    sums: Words,
+    largest: Vec<f32>,
+    total: Vec<f32>,
+    /// What sums are multiplied with before a tile is added.
+    shrink: Vec<f32>,
+}
+
+impl Method for Running {
+    const QUERIES: usize = QUERIES;
+    type Keys = Strips;
+    type Scratch = Scratch;
+
+    fn pack<'a>(
+        isa: Isa,
+        unit: Unit,
+        (rows, dim): (usize, usize),
+        key: impl Fn(usize) -> &'a [f32] + Sync,
+    ) -> Strips {
+        Strips::pack(isa, unit, (rows, dim), |rows, to| {
+            rows.zip(to.chunks_exact_mut(dim)).for_each(|(row, to)| to.copy_from_slice(key(row)));
+        })
+    }
+
+    fn block<'a>(block: &Block<'_, Strips>, scratch: &'a mut Scratch) -> &'a [f32] {
+        block.begin(scratch);
+        let seen = block.seen_by(block.first..block.first + QUERIES);
+        for tile in seen.start / KEYS..seen.end.div_ceil(KEYS) {
+            for half in 0..HALVES {
+                block.weigh(tile, half, scratch);
+            }
+            block.mix(tile, scratch);
         }
-        let keys = tile * KEYS..head.rows.min((tile + 1) * KEYS);
-        head.mix(Order::Pairs, keys, &scores, KEYS, output);
-    }
-    for (output, total) in output.chunks_exact_mut(dim).zip(total) {
-        output.iter_mut().for_each(|value| *value /= total);
+        let width = block.values.width();
+        let sums = &mut scratch.sums.as_mut_floats()[..QUERIES * width];
+        divide(block.isa, sums, &scratch.total, width);
+        sums
     }
 }
 
-/// Turns one query's scores of a tile into probabilities under the running maximum, and rescales what it has summed
-/// so far.
-fn fold(scores: &mut [f32], seen: Range<usize>, state: (&mut f32, &mut f32), output: &mut [f32]) {
-    let (largest, total) = state;
-    if seen.is_empty() {
-        scores.fill(0.0);
-        return;
+impl Block<'_, Strips> {
+    /// Packs the queries; nothing is summed yet. A sink is a score whose value is 0.
+    fn begin(&self, scratch: &mut Scratch) {
+        let dim = self.shape.head_dim;
+        let steps = self.unit.steps(dim);
+        scratch.rows.resize(HALF * dim, 0.0);
+        scratch.row_words.resize(HALF * steps, 0);
+        scratch.queries.grow(QUERIES * steps);
+        scratch.scores.grow(HALVES * RUN * HALF);
+        scratch.probabilities.grow(self.unit.steps(KEYS) * QUERIES);
+        scratch.strips.grow(self.unit.steps(KEYS) * QUERIES);
+        scratch.sums.grow(QUERIES * self.values.width());
+        for half in 0..HALVES {
+            self.copy_queries(self.half(half), &mut scratch.rows);
+            pack_rows(self.isa, self.unit, &scratch.rows, dim, &mut scratch.row_words, steps);
+            let to = &mut scratch.queries.as_mut_slice()[half * steps * HALF..];
+            transpose(self.isa, (&scratch.row_words, steps), (to, HALF), HALF, steps);
+        }
+        scratch.scored = [0; HALVES];
+        scratch.sums.as_mut_floats()[..QUERIES * self.values.width()].fill(0.0);
+        let (largest, total) = self.sink.map_or((f32::NEG_INFINITY, 0.0), |sink| (sink, 1.0));
+        scratch.largest.clear();
+        scratch.largest.resize(QUERIES, largest);
+        scratch.total.clear();
+        scratch.total.resize(QUERIES, total);
+        scratch.shrink.resize(QUERIES, 1.0);
     }
-    let here = scores[seen.clone()].iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
-    let new = largest.max(here);
-    let shrink = exp(*largest - new);
-    *largest = new;
-    scores[..seen.start].fill(0.0);
-    scores[seen.end..].fill(0.0);
-    scores[seen].iter_mut().for_each(|score| *score = exp(*score - new));
-    *total = *total * shrink + sum(scores);
-    output.iter_mut().for_each(|value| *value *= shrink);
-    scores.iter_mut().for_each(|score| *score = round_bf16(*score));
-}
 
-/// The part of `seen` in a tile, counted from the tile's first key.
-fn inside(seen: &Range<usize>, tile: usize) -> Range<usize> {
-    let start = seen.start.clamp(tile * KEYS, (tile + 1) * KEYS) - tile * KEYS;
-    let end = seen.end.clamp(tile * KEYS, (tile + 1) * KEYS) - tile * KEYS;
-    start..end.max(start)
-}
+    /// Positions of a half of the queries.
+    fn half(&self, half: usize) -> Range<usize> {
+        self.first + half * HALF..self.first + (half + 1) * HALF
+    }
 
-/// Sum of a tile: sixteen interleaved chains, added up first to last.
-fn sum(values: &[f32]) -> f32 {
-    let mut chains = [0.0_f32; 16];
-    for chunk in values.chunks_exact(16) {
-        for (chain, value) in chains.iter_mut().zip(chunk) {
-            *chain += value;
+    /// Probabilities of a tile for one half of the queries.
+    fn weigh(&self, tile: usize, half: usize, scratch: &mut Scratch) {
+        let positions = self.half(half);
+        let seen = self.seen_by(positions.clone());
+        let first = tile * KEYS;
+        let keys = seen.start.max(first)..seen.end.min(first + KEYS);
+        let columns = half * HALF..(half + 1) * HALF;
+        let steps = self.unit.steps(KEYS);
+        if keys.is_empty() || !self.any(&positions) {
+            scratch.shrink[columns.clone()].fill(1.0);
+            let to = &mut scratch.probabilities.as_mut_slice()[..steps * QUERIES];
+            to.chunks_exact_mut(QUERIES).for_each(|step| step[columns.clone()].fill(0));
+            return;
+        }
+        self.score(&keys, half, scratch);
+        let scores = &mut scratch.scores.as_mut_floats()[(half * RUN + first % RUN) * HALF..][..KEYS * HALF];
+        if let Some(cap) = self.softcap {
+            scores.iter_mut().for_each(|score| *score *= self.scale());
+            cap_scores(scores, cap);
+        }
+        let all = first + KEYS <= positions.start + 1 && self.seen(positions.end - 1).start <= first;
+        let tile = Tile {
+            scores,
+            scale: if self.softcap.is_some() { 1.0 } else { self.scale() },
+            seen: (!all).then(|| std::array::from_fn(|lane| self.seen_inside(positions.start + lane, first))),
+            largest: &mut scratch.largest[columns.clone()],
+            total: &mut scratch.total[columns.clone()],
+            shrink: &mut scratch.shrink[columns.clone()],
+            probabilities: &mut scratch.probabilities.as_mut_slice()[columns.start..],
+            stride: QUERIES,
+        };
+        fold(self.isa, self.unit, tile);
+    }
+
+    /// The part of a tile that a position sees: how many keys of the tile come before it, and how many it has.
+    fn seen_inside(&self, position: usize, first: usize) -> [u32; 2] {
+        let inside = |key: usize| key.clamp(first, first + KEYS) - first;
+        let seen = self.seen(position);
+        let (start, end) = (inside(seen.start), inside(seen.end.min(self.rows)));
+        [start as u32, end.saturating_sub(start) as u32]
+    }
+
+    /// Unscaled scores of the keys `keys` of a tile, and of what else is in their strips, against one half of the
+    /// queries.
+    fn score(&self, keys: &Range<usize>, half: usize, scratch: &mut Scratch) {
+        let strips = scratch.scored[half].max(keys.start / STRIP)..keys.end.div_ceil(STRIP);
+        if strips.is_empty() {
+            return;
+        }
+        scratch.scored[half] = strips.end;
+        let steps = self.keys.steps();
+        let product = Product {
+            inputs: self.keys.from(strips.start * STRIP, 0),
+            strip_words: self.keys.strip_words(),
+            weights: &scratch.queries.as_slice()[half * steps * HALF..],
+            steps,
+        };
+        let to = &mut scratch.scores.as_mut_floats()[(half * RUN + strips.start * STRIP % RUN) * HALF..];
+        multiply(self.isa, self.unit, product, Begin::Zero, Out::of(to, HALF, strips.len() * STRIP, HALF));
+    }
+
+    /// Adds the products of a tile's probabilities with its values.
+    fn mix(&self, tile: usize, scratch: &mut Scratch) {
+        let width = self.values.width();
+        let steps = self.unit.steps(KEYS);
+        let from = &scratch.probabilities.as_slice()[..steps * QUERIES];
+        into_strips(self.isa, from, &mut scratch.strips.as_mut_slice()[..steps * QUERIES]);
+        let sums = &mut scratch.sums.as_mut_floats()[..QUERIES * width];
+        rescale(self.isa, sums, &scratch.shrink, width);
+        for (strips, keys) in self.strip_runs(tile) {
+            for half in 0..width / HALF {
+                let product = Product {
+                    inputs: &scratch.strips.as_slice()[strips.start * steps * STRIP..],
+                    strip_words: steps * STRIP,
+                    weights: self.values.from(half, tile * KEYS),
+                    steps: self.unit.steps(keys),
+                };
+                let to = &mut sums[strips.start * STRIP * width + half * HALF..];
+                let out = Out::of(to, width, strips.len() * STRIP, HALF);
+                multiply(self.isa, self.unit, product, Begin::Output, out);
+            }
         }
     }
-    chains.iter().sum()
+
+    /// Strips of queries that see the same keys of a tile, as far as whole strips go, and how many keys from its first on
+    /// those are.
+    fn strip_runs(&self, tile: usize) -> Vec<(Range<usize>, usize)> {
+        let first = tile * KEYS;
+        let mut runs: Vec<(Range<usize>, usize)> = Vec::new();
+        for strip in 0..QUERIES / STRIP {
+            let positions = self.first + strip * STRIP..self.first + (strip + 1) * STRIP;
+            let seen = self.seen_by(positions.clone());
+            if !self.any(&positions) || seen.end <= first || seen.start >= first + KEYS {
+                continue;
+            }
+            let keys = (seen.end - first).min(KEYS);
+            match runs.last_mut() {
+                Some((strips, same)) if strips.end == strip && *same == keys => strips.end += 1,
+                Some(_) | None => runs.push((strip..strip + 1, keys)),
+            }
+        }
+        runs
+    }
+}
+
+for_each_isa! {
+    /// [steps][[`QUERIES`]] to [strip][steps][[`STRIP`]].
+    fn into_strips(from: &[u32], to: &mut [u32]) cut
+}
+
+#[inline(always)]
+fn cut(from: &[u32], to: &mut [u32]) {
+    let steps = from.len() / QUERIES;
+    let from = from.as_chunks::<QUERIES>().0;
+    for (strip, to) in to.chunks_exact_mut(steps * STRIP).enumerate() {
+        for (from, to) in from.iter().zip(to.as_chunks_mut::<STRIP>().0) {
+            to.copy_from_slice(&from[strip * STRIP..][..STRIP]);
+        }
+    }
+}
+
+for_each_isa! {
+    /// Multiplies each row of sums with its factor.
+    fn rescale(sums: &mut [f32], factors: &[f32], width: usize) multiply_rows
+}
+
+#[inline(always)]
+fn multiply_rows(sums: &mut [f32], factors: &[f32], width: usize) {
+    for (sums, factor) in sums.chunks_exact_mut(width).zip(factors) {
+        // Most maxima stay, and a product with 1 changes nothing.
+        if *factor != 1.0 {
+            sums.iter_mut().for_each(|sum| *sum *= factor);
+        }
+    }
+}
+
+for_each_isa! {
+    /// Divides each row of sums by its total.
+    fn divide(sums: &mut [f32], totals: &[f32], width: usize) divide_rows
+}
+
+#[inline(always)]
+fn divide_rows(sums: &mut [f32], totals: &[f32], width: usize) {
+    for (sums, total) in sums.chunks_exact_mut(width).zip(totals) {
+        sums.iter_mut().for_each(|sum| *sum /= total);
+    }
 }

@@ -38,6 +38,18 @@ impl Words {
         // SAFETY: a line is 16 words.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), 16 * self.lines.len()) }
     }
+
+    /// The words as the floats that they are the bits of.
+    pub(crate) fn as_floats(&self) -> &[f32] {
+        // SAFETY: as in `as_slice`; every word is a float.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), 16 * self.lines.len()) }
+    }
+
+    /// As [`Words::as_floats`].
+    pub(crate) fn as_mut_floats(&mut self) -> &mut [f32] {
+        // SAFETY: as in `as_floats`.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), 16 * self.lines.len()) }
+    }
 }
 
 /// Packed inputs, `rows` by `k`.
