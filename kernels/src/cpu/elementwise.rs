@@ -1,11 +1,15 @@
 //! Operations without a product of matrices: norms, rotation, gates, sums, gathers. Rows are independent, so they are
 //! spread over threads; a sum inside a row has one fixed order. Each loop is compiled for each instruction set.
+#![expect(unsafe_code, reason = "lines need their instruction set")]
 
 use rayon::prelude::*;
 
 use crate::Rotation;
 use crate::backend::Span;
 use crate::cpu::isa::for_each_isa;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::line::{Avx2, Avx512};
+use crate::cpu::line::{LINE, Line, Portable};
 use crate::cpu::math::silu;
 use crate::cpu::{CpuBuffer, Isa};
 
@@ -24,18 +28,23 @@ pub(crate) fn norm(isa: Isa, x: &CpuBuffer, weight: &[f32], epsilon: f32) -> Cpu
 
 for_each_isa! {
     /// [`norm`] of one row; what is left over behind its last whole run stays.
-    fn norm_row(row: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) norm_runs
+    fn norm_row(row: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+        avx512bf16: norm_runs::<Avx512>,
+        avx512: norm_runs::<Avx512>,
+        avx2: norm_runs::<Avx2>,
+        portable: norm_runs::<Portable>,
+    }
 }
 
 #[inline(always)]
-fn norm_runs(row: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+fn norm_runs<L: Line>(row: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
     let length = weight.len().max(1);
     for (run, out) in row.chunks(length).zip(out.chunks_mut(length)) {
         if run.len() < length {
             out.copy_from_slice(run);
             continue;
         }
-        let mean = square_sum(run) / run.len() as f32;
+        let mean = square_sum::<L>(run) / run.len() as f32;
         let inverse = 1.0 / (mean + epsilon).sqrt();
         for ((out, value), weight) in out.iter_mut().zip(run).zip(weight) {
             *out = (value * inverse) * weight;
@@ -47,8 +56,8 @@ fn norm_runs(row: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
 const LANES: usize = 8;
 /// Chains that run side by side.
 const CHAINS: usize = 4;
-/// Lanes of all chains: a line.
-const LINE: usize = LANES * CHAINS;
+/// Elements of all chains side by side.
+const SIDE_BY_SIDE: usize = LANES * CHAINS;
 /// Additions before a chain's sum moves up a level.
 const STEP: usize = 16;
 
@@ -57,9 +66,9 @@ const STEP: usize = 16;
 /// Four chains of eight lanes walk the row side by side; every 16 additions a chain's sum moves up a level. torch 2.14
 /// was measured to have the same bits (`golden/torch_orders.py`).
 #[inline(always)]
-fn square_sum(run: &[f32]) -> f32 {
-    let (lines, rest) = run.as_chunks::<LINE>();
-    let sums = square_levels(lines);
+fn square_sum<L: Line>(run: &[f32]) -> f32 {
+    let (rows, rest) = run.as_chunks::<SIDE_BY_SIDE>();
+    let sums = square_levels::<L>(rows);
     let chain = |chain: usize| &sums[chain * LANES..(chain + 1) * LANES];
     let mut first = [0.0_f32; LANES];
     first.copy_from_slice(chain(0));
@@ -74,36 +83,60 @@ fn square_sum(run: &[f32]) -> f32 {
     first.iter().fold(sum, |sum, lane| sum + lane)
 }
 
-/// Sums of squares of lines, lane by lane, over four levels.
+/// Sums of squares of rows, lane by lane, over four levels.
 #[inline(always)]
-fn square_levels(lines: &[[f32; LINE]]) -> [f32; LINE] {
-    let mut levels = [[0.0_f32; LINE]; 3];
-    let (steps, rest) = lines.as_chunks::<STEP>();
-    for (done, step) in steps.iter().enumerate() {
-        let mut below = square_lines(step);
-        // A level's sixteenth addition sends it up; the last takes all.
-        for (level, sums) in levels.iter_mut().enumerate() {
-            sums.iter_mut().zip(below).for_each(|(sum, below)| *sum += below);
-            if level + 1 == 3 || !(done + 1).is_multiple_of(STEP.pow(level as u32 + 1)) {
-                break;
+fn square_levels<L: Line>(rows: &[[f32; SIDE_BY_SIDE]]) -> [f32; SIDE_BY_SIDE] {
+    // SAFETY: these bodies are inlined where the instruction set of `L` is there.
+    unsafe {
+        let mut levels = [[L::splat(0.0); 2]; 3];
+        let (steps, rest) = rows.as_chunks::<STEP>();
+        for (done, step) in steps.iter().enumerate() {
+            let mut below = square_rows::<L>(step);
+            // A level's sixteenth addition sends it up; the last takes all.
+            for (level, span) in [STEP, STEP * STEP, usize::MAX].into_iter().enumerate() {
+                levels[level] = sum(levels[level], below);
+                if !(done + 1).is_multiple_of(span) {
+                    break;
+                }
+                below = std::mem::replace(&mut levels[level], [L::splat(0.0); 2]);
             }
-            below = std::mem::replace(sums, [0.0; LINE]);
         }
+        let mut all = square_rows::<L>(rest);
+        for level in levels {
+            all = sum(all, level);
+        }
+        let mut sums = [0.0; SIDE_BY_SIDE];
+        let (halves, _) = sums.as_chunks_mut::<LINE>();
+        all[0].store(&mut halves[0]);
+        all[1].store(&mut halves[1]);
+        sums
     }
-    let mut sum = square_lines(rest);
-    for level in levels {
-        sum.iter_mut().zip(level).for_each(|(sum, level)| *sum += level);
-    }
-    sum
 }
 
+/// Sums of squares, one after the other.
+///
+/// # Safety
+/// As [`Line`].
 #[inline(always)]
-fn square_lines(lines: &[[f32; LINE]]) -> [f32; LINE] {
-    let mut sums = [0.0_f32; LINE];
-    for line in lines {
-        sums.iter_mut().zip(line).for_each(|(sum, value)| *sum += value * value);
+unsafe fn square_rows<L: Line>(rows: &[[f32; SIDE_BY_SIDE]]) -> [L; 2] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut sums = [L::splat(0.0); 2];
+        for row in rows {
+            let (halves, _) = row.as_chunks::<LINE>();
+            let (first, second) = (L::load(&halves[0]), L::load(&halves[1]));
+            sums = sum(sums, [first.mul(first), second.mul(second)]);
+        }
+        sums
     }
-    sums
+}
+
+/// # Safety
+/// As [`Line`].
+#[inline(always)]
+unsafe fn sum<L: Line>(a: [L; 2], b: [L; 2]) -> [L; 2] {
+    // SAFETY: the caller's promise.
+    unsafe { [a[0].add(b[0]), a[1].add(b[1])] }
 }
 
 /// Half-split rotation: `(a, b)` at `(i, i + d/2)` become `(a cos - b sin, b cos + a sin)`, products rounded first.

@@ -8,6 +8,7 @@ pub(crate) mod elementwise;
 mod exact;
 pub(crate) mod head;
 mod isa;
+mod line;
 pub(crate) mod linear;
 pub(crate) mod math;
 pub(crate) mod matrix;

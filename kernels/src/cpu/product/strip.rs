@@ -84,19 +84,43 @@ impl Strips {
         beside: &mut [T],
         fill: impl Fn(usize, &mut [f32], &mut [T]) + Sync,
     ) -> Strips {
+        let row_words = |row: usize, values: &mut [f32], words: &mut [u32], beside: &mut [T]| {
+            fill(row, values, beside);
+            pack_rows(isa, unit, values, k, words, unit.steps(k));
+        };
+        Strips::from_rows(isa, unit, (rows, k), beside, row_words)
+    }
+
+    /// Packs rows as they are, [rows, k] row-major.
+    pub(crate) fn of(isa: Isa, unit: Unit, (rows, k): (usize, usize), values: &[f32]) -> Strips {
+        let row_words = |row: usize, _: &mut [f32], words: &mut [u32], _: &mut [()]| {
+            pack_rows(isa, unit, &values[row * k..(row + 1) * k], k, words, unit.steps(k));
+        };
+        Strips::from_rows(isa, unit, (rows, k), &mut vec![(); rows], row_words)
+    }
+
+    /// Strips of rows whose words `row_words` writes, by way of `k` values that it may use as it likes.
+    fn from_rows<T: Send>(
+        isa: Isa,
+        unit: Unit,
+        (rows, k): (usize, usize),
+        beside: &mut [T],
+        row_words: impl Fn(usize, &mut [f32], &mut [u32], &mut [T]) + Sync,
+    ) -> Strips {
         let steps = unit.steps(k);
         let mut words = vec![0; rows.div_ceil(STRIP) * steps * STRIP];
         let per_row = (beside.len() / rows.max(1)).max(1);
         // One row of values at a time stays in the first-level cache until it is packed.
         let scratch = || (vec![0.0_f32; k], vec![0_u32; STRIP * steps]);
         let strips = words.par_chunks_mut((steps * STRIP).max(1)).zip(beside.par_chunks_mut(STRIP * per_row));
-        strips.enumerate().for_each_init(scratch, |(values, row_words), (strip, (words, beside))| {
-            let count = (rows - strip * STRIP).min(STRIP);
-            for (row, beside) in beside.chunks_mut(per_row).enumerate() {
-                fill(strip * STRIP + row, values, beside);
-                pack_rows(isa, unit, values, k, &mut row_words[row * steps..], steps);
+        strips.enumerate().for_each_init(scratch, |(values, by_row), (strip, (words, beside))| {
+            let rows = by_row.chunks_exact_mut(steps).zip(beside.chunks_mut(per_row));
+            let mut count = 0;
+            for (row, (words, beside)) in rows.enumerate() {
+                row_words(strip * STRIP + row, values, words, beside);
+                count = row + 1;
             }
-            transpose(isa, (row_words, steps), (words, STRIP), count, steps);
+            transpose(isa, (by_row, steps), (words, STRIP), count, steps);
         });
         Strips { unit, rows, k, words }
     }

@@ -109,9 +109,8 @@ pub(crate) fn prepare(
 ) -> CpuOperand {
     match treatment {
         Treatment::Plain => {
-            let strips = Strips::pack(isa, Unit::floats(isa, compute), (x.rows(), x.width), |rows, out| {
-                out.copy_from_slice(&x.values[rows.start * x.width..rows.end * x.width]);
-            });
+            let shape = (x.rows(), x.width);
+            let strips = Strips::of(isa, Unit::floats(isa, compute), shape, &x.values);
             CpuOperand { strips, kind: OperandKind::Values }
         }
         Treatment::FakeQuantized(quantizer) => {

@@ -1,18 +1,17 @@
-//! Quantization of one row, run by run: extremes, parameters, codes. Loops over lines of a constant count of elements
-//! without branches, which compilers make vectors of. Knows no buffers.
+//! Quantization of one row, run by run: extremes, parameters, codes; a line of elements at a time. Knows no buffers.
+#![expect(unsafe_code, reason = "lines need their instruction set")]
 
 use ctq_model::matrix::Code;
 use ctq_model::scheme::ActivationScale;
 
 use super::parameters::{
-    Extremes, Parameters, clamp, code_range, kernel, library, local_scale, power_of_two, stored,
+    Extremes, Parameters, code_range, kernel, library, local_scale, power_of_two, stored,
 };
 use crate::backend::Quantizer;
 use crate::cpu::isa::for_each_isa;
-use crate::cpu::math::{round_e2m1, round_e4m3};
-
-/// Elements of a line.
-const LINE: usize = 16;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::line::{Avx2, Avx512};
+use crate::cpu::line::{LINE, Line, Portable};
 
 /// Runs whose parameters are found before any of them is quantized.
 const RUNS: usize = 64;
@@ -35,10 +34,42 @@ pub(super) struct CodeScale {
     pub(super) offset: f32,
 }
 
+/// Runs a body over every sixteen elements, a last few beside copies of the last one.
+macro_rules! for_each_line {
+    (ref $run:expr, $line:ident => $body:expr) => {
+        let (lines, rest) = $run.as_chunks::<LINE>();
+        for $line in lines {
+            $body;
+        }
+        if let [.., last] = rest {
+            let mut line = [*last; LINE];
+            line[..rest.len()].copy_from_slice(rest);
+            let $line = &line;
+            $body;
+        }
+    };
+    ($run:expr, $line:ident => $body:expr) => {
+        let (lines, rest) = $run.as_chunks_mut::<LINE>();
+        for $line in lines {
+            $body;
+        }
+        if let [.., last] = &*rest {
+            let mut line = [*last; LINE];
+            line[..rest.len()].copy_from_slice(rest);
+            let $line = &mut line;
+            $body;
+            rest.copy_from_slice(&line[..rest.len()]);
+        }
+    };
+}
+
 for_each_isa! {
     /// Extremes of a run, for a scheme that is `symmetric` or not.
-    fn extremes(run: &[f32], symmetric: bool, found: &mut Extremes) |run: &[f32], symmetric, found: &mut Extremes| {
-        *found = extremes_of(run, symmetric);
+    fn extremes(run: &[f32], symmetric: bool, found: &mut Extremes) {
+        avx512bf16: find_extremes::<Avx512>,
+        avx512: find_extremes::<Avx512>,
+        avx2: find_extremes::<Avx2>,
+        portable: find_extremes::<Portable>,
     }
 }
 
@@ -50,7 +81,12 @@ for_each_isa! {
         length: usize,
         whole: Option<Extremes>,
         multiplier: Multiplier,
-    ) requantize_row
+    ) {
+        avx512bf16: requantize_row::<Avx512>,
+        avx512: requantize_row::<Avx512>,
+        avx2: requantize_row::<Avx2>,
+        portable: requantize_row::<Portable>,
+    }
 }
 
 for_each_isa! {
@@ -62,7 +98,12 @@ for_each_isa! {
         whole: Option<Extremes>,
         shift: f32,
         scales: &mut [CodeScale],
-    ) encode_row
+    ) {
+        avx512bf16: encode_row::<Avx512>,
+        avx512: encode_row::<Avx512>,
+        avx2: encode_row::<Avx2>,
+        portable: encode_row::<Portable>,
+    }
 }
 
 /// Parameters of up to [`RUNS`] runs.
@@ -76,7 +117,7 @@ struct Runs {
 }
 
 #[inline(always)]
-fn requantize_row(
+fn requantize_row<L: Line>(
     row: &mut [f32],
     quantizer: &Quantizer,
     length: usize,
@@ -85,12 +126,12 @@ fn requantize_row(
 ) {
     let code = quantizer.activation.code;
     for (block, values) in row.chunks_mut(length * RUNS).enumerate() {
-        let runs = block_parameters(values, quantizer, length, whole, multiplier, block * RUNS);
+        let runs = block_parameters::<L>(values, quantizer, length, whole, multiplier, block * RUNS);
         match code {
-            Code::Int { .. } => requantize_runs(values, length, &runs, code, f32::round_ties_even),
-            Code::E2m1 => requantize_runs(values, length, &runs, code, round_e2m1),
+            Code::Int { .. } => requantize_runs::<L, Whole>(values, length, &runs, code),
+            Code::E2m1 => requantize_runs::<L, E2m1>(values, length, &runs, code),
             Code::E4m3 | Code::Bf16 | Code::F16 | Code::F32 => {
-                requantize_runs(values, length, &runs, code, round_e4m3);
+                requantize_runs::<L, E4m3>(values, length, &runs, code);
             }
         }
     }
@@ -98,7 +139,7 @@ fn requantize_row(
 
 /// Parameters of a block whose first run is run `first` of its row.
 #[inline(always)]
-fn block_parameters(
+fn block_parameters<L: Line>(
     values: &[f32],
     quantizer: &Quantizer,
     length: usize,
@@ -121,12 +162,11 @@ fn block_parameters(
         }
         ActivationScale::Dynamic => {
             for (run, values) in values.chunks(length).enumerate() {
-                let found = whole.unwrap_or_else(|| extremes_of(values, activation.symmetric));
-                set(run, library(quantizer, found));
+                set(run, library(quantizer, whole_or_own::<L>(whole, values, activation.symmetric)));
             }
         }
         ActivationScale::Local => {
-            largest_of_runs(values, length, whole, &mut runs.scales);
+            largest_of_runs::<L>(values, length, whole, &mut runs.scales);
             let global = quantizer.global_scale;
             for (scale, multiplier) in runs.scales.iter_mut().zip(&mut runs.multipliers) {
                 *multiplier = local_scale(global, *scale);
@@ -138,7 +178,7 @@ fn block_parameters(
             }
         }
         ActivationScale::PowerOfTwo => {
-            largest_of_runs(values, length, whole, &mut runs.scales);
+            largest_of_runs::<L>(values, length, whole, &mut runs.scales);
             runs.scales.iter_mut().for_each(|scale| *scale = power_of_two(activation.code, *scale));
             runs.multipliers = runs.scales;
         }
@@ -148,40 +188,28 @@ fn block_parameters(
 
 /// `(round(clamp(x / scale + zero)) - zero) * multiplier`.
 #[inline(always)]
-fn requantize_runs(
-    values: &mut [f32],
-    length: usize,
-    runs: &Runs,
-    code: Code,
-    round: impl Fn(f32) -> f32 + Copy,
-) {
-    let range = code_range(code);
+fn requantize_runs<L: Line, R: Rounding>(values: &mut [f32], length: usize, runs: &Runs, code: Code) {
     for (run, values) in values.chunks_mut(length).enumerate() {
-        let (scale, zero, multiplier) = (runs.scales[run], runs.zeros[run], runs.multipliers[run]);
-        if runs.zeroed {
-            each(values, |x| (round(clamp(x / scale + zero, range)) - zero) * multiplier);
-        } else {
-            each(values, |x| round(clamp(x / scale, range)) * multiplier);
+        // SAFETY: these bodies are inlined where the instruction set of `L` is there.
+        unsafe {
+            let scale = L::splat(runs.scales[run]);
+            let zero = L::splat(runs.zeros[run]);
+            let multiplier = L::splat(runs.multipliers[run]);
+            for_each_line!(values, line => {
+                let x = L::load(line).div(scale);
+                let code = if runs.zeroed {
+                    R::round(clamp(x.add(zero), code)).sub(zero)
+                } else {
+                    R::round(clamp(x, code))
+                };
+                code.mul(multiplier).store(line);
+            });
         }
     }
 }
 
-/// Changes every value.
 #[inline(always)]
-fn each(values: &mut [f32], change: impl Fn(f32) -> f32) {
-    let (lines, rest) = values.as_chunks_mut::<LINE>();
-    for line in lines {
-        for value in line {
-            *value = change(*value);
-        }
-    }
-    for value in rest {
-        *value = change(*value);
-    }
-}
-
-#[inline(always)]
-fn encode_row(
+fn encode_row<L: Line>(
     row: &mut [f32],
     quantizer: &Quantizer,
     length: usize,
@@ -194,109 +222,195 @@ fn encode_row(
         let parameters = match activation.scale {
             ActivationScale::Static => Parameters { scale: quantizer.scales[0], zero: Some(quantizer.zero) },
             ActivationScale::Dynamic | ActivationScale::Local | ActivationScale::PowerOfTwo => {
-                kernel(quantizer, whole.unwrap_or_else(|| extremes_of(run, activation.symmetric)))
+                kernel(quantizer, whole_or_own::<L>(whole, run, activation.symmetric))
             }
         };
-        let finite = encode_run(run, activation.code, parameters, shift);
+        let finite = match activation.code {
+            Code::Int { .. } => encode_integers::<L>(run, activation.code, parameters, shift),
+            Code::E2m1 => encode_floats::<L, E2m1>(run, activation.code, parameters),
+            Code::E4m3 | Code::Bf16 | Code::F16 | Code::F32 => {
+                encode_floats::<L, E4m3>(run, activation.code, parameters)
+            }
+        };
         // No integer stands for NaN; the scale carries it to the outputs.
         let scale = if finite { parameters.scale } else { f32::NAN };
         *found = CodeScale { scale, offset: parameters.zero.unwrap_or(0.0) + shift };
     }
 }
 
-/// Codes of one run; false where one is NaN, which no integer stands for. Kernels round before they add the zero point.
+/// Integers of one run; false where one would be NaN and is 0. Kernels round before they add the zero point.
 #[inline(always)]
-fn encode_run(run: &mut [f32], code: Code, parameters: Parameters, shift: f32) -> bool {
-    let range = code_range(code);
-    let (scale, zero) = (parameters.scale, parameters.zero.unwrap_or(0.0));
-    match code {
-        Code::Int { .. } => each_code(run, |x| {
-            let code = clamp((x / scale).round_ties_even() + zero, range);
-            (code, if code.is_nan() { 0.0 } else { code + shift })
-        }),
-        // A float's zero keeps its sign.
-        Code::E4m3 | Code::Bf16 | Code::F16 | Code::F32 => each_code(run, |x| {
-            let code = round_e4m3(clamp(x / scale, range));
-            (code, code)
-        }),
-        Code::E2m1 => each_code(run, |x| {
-            let code = round_e2m1(clamp(x / scale, range));
-            (code, code)
-        }),
+fn encode_integers<L: Line>(run: &mut [f32], code: Code, parameters: Parameters, shift: f32) -> bool {
+    // SAFETY: these bodies are inlined where the instruction set of `L` is there.
+    unsafe {
+        let scale = L::splat(parameters.scale);
+        let zero = L::splat(parameters.zero.unwrap_or(0.0));
+        let shift = L::splat(shift);
+        // Bits of all: those of a NaN stay in the sum, which nothing else makes of them.
+        let mut sum = L::splat(0.0);
+        for_each_line!(run, line => {
+            let code = clamp(L::load(line).div(scale).round().add(zero), code);
+            sum = sum.add(code);
+            code.add(shift).without_nan().store(line);
+        });
+        none_is_nan(sum)
     }
 }
 
-/// Replaces every value by what stands second of `change`; whether no code, which stands first, is NaN.
+/// Floats of one run; false where one is NaN. A zero keeps its sign.
 #[inline(always)]
-fn each_code(values: &mut [f32], change: impl Fn(f32) -> (f32, f32)) -> bool {
-    let mut nan = [0_u32; LINE];
-    let (lines, rest) = values.as_chunks_mut::<LINE>();
-    for line in lines {
-        for (value, nan) in line.iter_mut().zip(&mut nan) {
-            let (code, word) = change(*value);
-            *nan |= u32::from(code.is_nan());
-            *value = word;
-        }
+fn encode_floats<L: Line, R: Rounding>(run: &mut [f32], code: Code, parameters: Parameters) -> bool {
+    // SAFETY: these bodies are inlined where the instruction set of `L` is there.
+    unsafe {
+        let scale = L::splat(parameters.scale);
+        let mut sum = L::splat(0.0);
+        for_each_line!(run, line => {
+            let code = R::round(clamp(L::load(line).div(scale), code));
+            sum = sum.add(code);
+            code.store(line);
+        });
+        none_is_nan(sum)
     }
-    for (value, nan) in rest.iter_mut().zip(&mut nan) {
-        let (code, word) = change(*value);
-        *nan |= u32::from(code.is_nan());
-        *value = word;
-    }
-    nan.iter().all(|nan| *nan == 0)
 }
 
-/// The larger of two; the second where the first is NaN.
+/// Codes are finite or NaN, so that a sum of them is NaN where one is.
+///
+/// # Safety
+/// As [`Line`].
 #[inline(always)]
-fn larger(a: f32, b: f32) -> f32 {
-    if a > b { a } else { b }
-}
-
-/// The smaller of two; the second where the first is NaN.
-#[inline(always)]
-fn smaller(a: f32, b: f32) -> f32 {
-    if a < b { a } else { b }
+unsafe fn none_is_nan<L: Line>(sum: L) -> bool {
+    let mut lanes = [0.0; LINE];
+    // SAFETY: the caller's promise.
+    unsafe { sum.store(&mut lanes) };
+    lanes.iter().all(|lane| !lane.is_nan())
 }
 
 /// Largest magnitude of each run, or that of `whole`.
 #[inline(always)]
-fn largest_of_runs(values: &[f32], length: usize, whole: Option<Extremes>, largest: &mut [f32; RUNS]) {
+fn largest_of_runs<L: Line>(
+    values: &[f32],
+    length: usize,
+    whole: Option<Extremes>,
+    largest: &mut [f32; RUNS],
+) {
     if let Some(whole) = whole {
         largest.fill(whole.high);
         return;
     }
     for (run, largest) in values.chunks(length).zip(largest) {
-        *largest = fold(run, 0.0, |x, largest| larger(x.abs(), largest), larger);
+        *largest = largest_of::<L>(run);
+    }
+}
+
+/// A closure in `unwrap_or_else` might be compiled by itself, without the instruction set.
+#[inline(always)]
+fn whole_or_own<L: Line>(whole: Option<Extremes>, run: &[f32], symmetric: bool) -> Extremes {
+    match whole {
+        Some(whole) => whole,
+        None => extremes_of::<L>(run, symmetric),
     }
 }
 
 #[inline(always)]
-fn extremes_of(run: &[f32], symmetric: bool) -> Extremes {
+fn find_extremes<L: Line>(run: &[f32], symmetric: bool, found: &mut Extremes) {
+    *found = extremes_of::<L>(run, symmetric);
+}
+
+#[inline(always)]
+fn extremes_of<L: Line>(run: &[f32], symmetric: bool) -> Extremes {
     if symmetric {
-        let high = fold(run, 0.0, |x, largest| larger(x.abs(), largest), larger);
-        return Extremes { low: 0.0, high };
+        return Extremes { low: 0.0, high: largest_of::<L>(run) };
     }
-    let low = fold(run, f32::INFINITY, smaller, smaller);
-    Extremes { low, high: fold(run, f32::NEG_INFINITY, larger, larger) }
+    // SAFETY: these bodies are inlined where the instruction set of `L` is there.
+    unsafe {
+        let (mut low, mut high) = (L::splat(f32::INFINITY), L::splat(f32::NEG_INFINITY));
+        for_each_line!(ref run, line => {
+            low = L::load(line).smaller(low);
+            high = L::load(line).larger(high);
+        });
+        let (mut lows, mut highs) = ([0.0; LINE], [0.0; LINE]);
+        low.store(&mut lows);
+        high.store(&mut highs);
+        let low = lows.into_iter().fold(f32::INFINITY, f32::min);
+        Extremes { low, high: highs.into_iter().fold(f32::NEG_INFINITY, f32::max) }
+    }
 }
 
-/// Folds values, in any order, lane by lane and then the lanes.
+/// Largest magnitude; NaN are passed over.
 #[inline(always)]
-fn fold(values: &[f32], start: f32, take: impl Fn(f32, f32) -> f32, join: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut lanes = [start; LINE];
-    let (lines, rest) = values.as_chunks::<LINE>();
-    for line in lines {
-        for (lane, value) in lanes.iter_mut().zip(line) {
-            *lane = take(*value, *lane);
+fn largest_of<L: Line>(run: &[f32]) -> f32 {
+    // SAFETY: these bodies are inlined where the instruction set of `L` is there.
+    unsafe {
+        let mut largest = L::splat(0.0);
+        for_each_line!(ref run, line => largest = L::load(line).masked(MAGNITUDE).larger(largest));
+        largest.largest()
+    }
+}
+
+/// Bits of an f32 but for its sign.
+const MAGNITUDE: u32 = 0x7fff_ffff;
+
+/// Bits of an f32's exponent: the power of two at or below a number.
+const EXPONENT: u32 = 0x7f80_0000;
+
+/// `x` inside the range of a code; NaN stays.
+///
+/// # Safety
+/// As [`Line`].
+#[inline(always)]
+unsafe fn clamp<L: Line>(x: L, code: Code) -> L {
+    let (low, high) = code_range(code);
+    // SAFETY: the caller's promise.
+    unsafe { L::splat(high).smaller(L::splat(low).larger(x)) }
+}
+
+/// The rounding of one kind of code, of values inside its range.
+trait Rounding {
+    /// # Safety
+    /// As [`Line`].
+    unsafe fn round<L: Line>(x: L) -> L;
+}
+
+struct Whole;
+
+impl Rounding for Whole {
+    #[inline(always)]
+    unsafe fn round<L: Line>(x: L) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { x.round() }
+    }
+}
+
+/// Ties to the even code, saturating at 6; 6 for NaN: compressed-tensors' `cast_to_fp4`.
+struct E2m1;
+
+impl Rounding for E2m1 {
+    #[inline(always)]
+    unsafe fn round<L: Line>(x: L) -> L {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let magnitude = x.masked(MAGNITUDE).smaller(L::splat(6.0));
+            // Steps of a half of the power of two below, and of a half below 1: those of f32 2^22 times as far out.
+            let far = magnitude.masked(EXPONENT).larger(L::splat(1.0)).mul(L::splat(4_194_304.0));
+            let rounded = magnitude.add(far).sub(far);
+            // Only what is less than zero has a sign.
+            rounded.or(x.smaller(L::splat(0.0)).masked(!MAGNITUDE))
         }
     }
-    for (lane, value) in lanes.iter_mut().zip(rest) {
-        *lane = take(*value, *lane);
-    }
-    for width in [8, 4, 2, 1] {
-        for at in 0..width {
-            lanes[at] = join(lanes[at + width], lanes[at]);
+}
+
+/// As [`round_e4m3`](crate::cpu::math::round_e4m3).
+struct E4m3;
+
+impl Rounding for E4m3 {
+    #[inline(always)]
+    unsafe fn round<L: Line>(x: L) -> L {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let magnitude = x.masked(MAGNITUDE);
+            // Steps of an eighth of the power of two below, and of 2^-9 below 2^-6: those of f32 2^20 times as far out.
+            let far = magnitude.masked(EXPONENT).larger(L::splat(0.015_625)).mul(L::splat(1_048_576.0));
+            magnitude.add(far).sub(far).or(x.masked(!MAGNITUDE))
         }
     }
-    lanes[0]
 }
