@@ -1,15 +1,26 @@
 //! The least time that a run can take on this machine's cores, and what it will take about: its arithmetic over what an
 //! instruction does at most. Times no run.
 
+use ctq_kernels::cpu::peak::{self, Arithmetic, Instruction};
 use ctq_runtime::{Operations, Work};
 use serde::Serialize;
 
 /// Part of the peak that a whole run reaches: what is not arithmetic, and what kernels lose.
 const REACHED: f64 = 0.75;
 
-/// Operations a second that one core does at most, by arithmetic: of a short measurement. `None` where none was made.
+/// Operations a second that one core does at most, by arithmetic: of a short measurement.
 pub(crate) fn peaks() -> Option<Operations> {
-    None
+    let peaks = peak::peaks();
+    let of = |arithmetic| {
+        let fastest = Instruction::fastest(arithmetic);
+        let peak = peaks.iter().find(|peak| peak.instruction == fastest)?;
+        Some(peak.operations_per_second)
+    };
+    Some(Operations {
+        f32: of(Arithmetic::F32)?,
+        bf16: of(Arithmetic::Bf16)?,
+        integers: of(Arithmetic::Integers)?,
+    })
 }
 
 /// Arithmetic of a run, and how long it takes.
