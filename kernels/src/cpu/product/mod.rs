@@ -7,6 +7,8 @@
 
 mod dot;
 mod strip;
+#[cfg(test)]
+mod tests;
 mod times;
 mod transpose;
 
