@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::tile::{Tile, fold};
+use super::tile::{self, Tile, fold};
 use super::{Block, KEYS, Method, cap_scores};
 use crate::cpu::Isa;
 use crate::cpu::isa::for_each_isa;
@@ -36,10 +36,8 @@ pub(super) struct Scratch {
     scores: Words,
     /// Strips of keys whose scores have been computed, for each half of queries.
     scored: [usize; HALVES],
-    /// [steps over keys][[`QUERIES`]].
-    probabilities: Words,
     /// [strip][steps over keys][[`STRIP`]].
-    strips: Words,
+    probabilities: Words,
     /// [[`QUERIES`]][width].
     sums: Words,
     largest: Vec<f32>,
@@ -90,7 +88,6 @@ impl Block<'_, Strips> {
         scratch.queries.grow(QUERIES * steps);
         scratch.scores.grow(HALVES * RUN * HALF);
         scratch.probabilities.grow(self.unit.steps(KEYS) * QUERIES);
-        scratch.strips.grow(self.unit.steps(KEYS) * QUERIES);
         scratch.sums.grow(QUERIES * self.values.width());
         for half in 0..HALVES {
             self.copy_queries(self.half(half), &mut scratch.rows);
@@ -114,17 +111,21 @@ impl Block<'_, Strips> {
     }
 
     /// Probabilities of a tile for one half of the queries.
-    fn weigh(&self, tile: usize, half: usize, scratch: &mut Scratch) {
+    fn weigh(&self, index: usize, half: usize, scratch: &mut Scratch) {
         let positions = self.half(half);
         let seen = self.seen_by(positions.clone());
-        let first = tile * KEYS;
+        let first = index * KEYS;
         let keys = seen.start.max(first)..seen.end.min(first + KEYS);
         let columns = half * HALF..(half + 1) * HALF;
         let steps = self.unit.steps(KEYS);
         if keys.is_empty() || !self.any(&positions) {
             scratch.shrink[columns.clone()].fill(1.0);
-            let to = &mut scratch.probabilities.as_mut_slice()[..steps * QUERIES];
-            to.chunks_exact_mut(QUERIES).for_each(|step| step[columns.clone()].fill(0));
+            for query in columns.step_by(tile::RUN) {
+                let strip = &mut scratch.probabilities.as_mut_slice()[query / STRIP * steps * STRIP..];
+                let words = strip[..steps * STRIP].as_chunks_mut::<{ tile::RUN }>().0;
+                let row = query % STRIP / tile::RUN;
+                words.iter_mut().skip(row).step_by(STRIP / tile::RUN).for_each(|run| *run = [0; tile::RUN]);
+            }
             return;
         }
         self.score(&keys, half, scratch);
@@ -134,17 +135,17 @@ impl Block<'_, Strips> {
             cap_scores(scores, cap);
         }
         let all = first + KEYS <= positions.start + 1 && self.seen(positions.end - 1).start <= first;
-        let tile = Tile {
+        let part = Tile {
             scores,
             scale: if self.softcap.is_some() { 1.0 } else { self.scale() },
             seen: (!all).then(|| std::array::from_fn(|lane| self.seen_inside(positions.start + lane, first))),
             largest: &mut scratch.largest[columns.clone()],
             total: &mut scratch.total[columns.clone()],
             shrink: &mut scratch.shrink[columns.clone()],
-            probabilities: &mut scratch.probabilities.as_mut_slice()[columns.start..],
-            stride: QUERIES,
+            probabilities: &mut scratch.probabilities.as_mut_slice()[columns.start / STRIP * steps * STRIP..],
+            row: columns.start % STRIP,
         };
-        fold(self.isa, self.unit, tile);
+        fold(self.isa, self.unit, part);
     }
 
     /// The part of a tile that a position sees: how many keys of the tile come before it, and how many it has.
@@ -178,14 +179,12 @@ impl Block<'_, Strips> {
     fn mix(&self, tile: usize, scratch: &mut Scratch) {
         let width = self.values.width();
         let steps = self.unit.steps(KEYS);
-        let from = &scratch.probabilities.as_slice()[..steps * QUERIES];
-        into_strips(self.isa, from, &mut scratch.strips.as_mut_slice()[..steps * QUERIES]);
         let sums = &mut scratch.sums.as_mut_floats()[..QUERIES * width];
         rescale(self.isa, sums, &scratch.shrink, width);
         for (strips, keys) in self.strip_runs(tile) {
             for half in 0..width / HALF {
                 let product = Product {
-                    inputs: &scratch.strips.as_slice()[strips.start * steps * STRIP..],
+                    inputs: &scratch.probabilities.as_slice()[strips.start * steps * STRIP..],
                     strip_words: steps * STRIP,
                     weights: self.values.from(half, tile * KEYS),
                     steps: self.unit.steps(keys),
@@ -215,22 +214,6 @@ impl Block<'_, Strips> {
             }
         }
         runs
-    }
-}
-
-for_each_isa! {
-    /// [steps][[`QUERIES`]] to [strip][steps][[`STRIP`]].
-    fn into_strips(from: &[u32], to: &mut [u32]) cut
-}
-
-#[inline(always)]
-fn cut(from: &[u32], to: &mut [u32]) {
-    let steps = from.len() / QUERIES;
-    let from = from.as_chunks::<QUERIES>().0;
-    for (strip, to) in to.chunks_exact_mut(steps * STRIP).enumerate() {
-        for (from, to) in from.iter().zip(to.as_chunks_mut::<STRIP>().0) {
-            to.copy_from_slice(&from[strip * STRIP..][..STRIP]);
-        }
     }
 }
 

@@ -7,8 +7,8 @@
 use super::KEYS;
 use crate::cpu::Isa;
 use crate::cpu::isa::for_each_isa;
-use crate::cpu::math::exp_fast;
-use crate::cpu::product::{HALF, Unit};
+use crate::cpu::math::{exp_fast, round_bf16};
+use crate::cpu::product::{HALF, STRIP, Unit};
 
 /// Chains of a tile's part of the denominator: keys go round them.
 const CHAINS: usize = 16;
@@ -25,10 +25,14 @@ pub(super) struct Tile<'a> {
     pub(super) total: &'a mut [f32],
     /// What sums made so far are to be multiplied with.
     pub(super) shrink: &'a mut [f32],
-    /// Words of inputs, a step every `stride`.
+    /// Strips of inputs, [strip][steps][[`STRIP`]] from the strip on that the first query lies in.
     pub(super) probabilities: &'a mut [u32],
-    pub(super) stride: usize,
+    /// The first query's row of its strip, a multiple of [`RUN`].
+    pub(super) row: usize,
 }
+
+/// Queries that no strip and no tile divides.
+pub(super) const RUN: usize = 4;
 
 /// Turns scores into probabilities, and moves maxima and denominators on.
 pub(super) fn fold(isa: Isa, unit: Unit, tile: Tile<'_>) {
@@ -40,8 +44,17 @@ pub(super) fn fold(isa: Isa, unit: Unit, tile: Tile<'_>) {
 }
 
 for_each_isa! {
-    /// [`fold`] to [`Unit::Pair`].
-    fn fold_pairs(tile: Tile<'_>) body::<true>
+    /// [`fold`] to [`Unit::Pair`], which the other instruction sets have no operands of.
+    fn fold_pairs(tile: Tile<'_>) {
+        avx512bf16: body::<true>,
+        avx512: no_such_unit,
+        avx2: no_such_unit,
+        portable: no_such_unit,
+    }
+}
+
+fn no_such_unit(_: Tile<'_>) {
+    unreachable!("operands are packed for the instruction set that multiplies them");
 }
 
 for_each_isa! {
@@ -53,7 +66,7 @@ type Lanes = [f32; HALF];
 
 #[inline(always)]
 fn body<const PAIRS: bool>(tile: Tile<'_>) {
-    let Tile { scores, scale, seen, largest, total, shrink, probabilities, stride } = tile;
+    let Tile { scores, scale, seen, largest, total, shrink, probabilities, row } = tile;
     let scores = scores.as_chunks_mut::<HALF>().0;
     let (scores, _) = scores.as_chunks_mut::<KEYS>();
     let [scores] = scores else { unreachable!("one tile of scores") };
@@ -73,7 +86,7 @@ fn body<const PAIRS: bool>(tile: Tile<'_>) {
         shrink[lane] = if first[lane] == new[lane] { 1.0 } else { shrink[lane] };
     }
     *first = new;
-    let sum = exponentials::<PAIRS>(scores, &origin, probabilities, stride);
+    let sum = exponentials::<PAIRS>(scores, &origin, probabilities, row);
     for lane in 0..HALF {
         total[lane] = total[lane] * shrink[lane] + sum[lane];
     }
@@ -121,33 +134,37 @@ fn exponentials<const PAIRS: bool>(
     scores: &[Lanes; KEYS],
     origin: &Lanes,
     to: &mut [u32],
-    stride: usize,
+    row: usize,
 ) -> Lanes {
+    const { assert!(HALF.is_multiple_of(RUN) && STRIP.is_multiple_of(RUN)) };
+    let to = to.as_chunks_mut::<RUN>().0;
+    let steps = if PAIRS { KEYS / 2 } else { KEYS };
+    // Where each run of queries lies at the first step.
+    let places: [usize; HALF / RUN] = std::array::from_fn(|run| {
+        let row = row + run * RUN;
+        (row / STRIP * steps * STRIP + row % STRIP) / RUN
+    });
     let mut sum = [0.0_f32; HALF];
     for chain in (0..CHAINS).step_by(2) {
         let mut even_chain = [0.0_f32; HALF];
         let mut odd_chain = [0.0_f32; HALF];
         for key in (chain..KEYS).step_by(CHAINS) {
             let (even, odd) = (&scores[key], &scores[key + 1]);
-            let mut words = [[0_u32; HALF]; 2];
+            let (mut even_powers, mut odd_powers) = ([0.0_f32; HALF], [0.0_f32; HALF]);
             for lane in 0..HALF {
-                let even = exp_fast(even[lane] - origin[lane]);
-                let odd = exp_fast(odd[lane] - origin[lane]);
-                even_chain[lane] += even;
-                odd_chain[lane] += odd;
-                let (even, odd) = (rounded(even), rounded(odd));
-                if PAIRS {
-                    words[0][lane] = even >> 16 | odd & 0xffff_0000;
-                } else {
-                    words[0][lane] = odd & 0xffff_0000;
-                    words[1][lane] = even & 0xffff_0000;
-                }
+                even_powers[lane] = exp_fast(even[lane] - origin[lane]);
+                odd_powers[lane] = exp_fast(odd[lane] - origin[lane]);
+                even_chain[lane] += even_powers[lane];
+                odd_chain[lane] += odd_powers[lane];
             }
-            if PAIRS {
-                to[key / 2 * stride..][..HALF].copy_from_slice(&words[0]);
-            } else {
-                to[key * stride..][..HALF].copy_from_slice(&words[0]);
-                to[(key + 1) * stride..][..HALF].copy_from_slice(&words[1]);
+            let words = words::<PAIRS>(&even_powers, &odd_powers);
+            let step = if PAIRS { key / 2 } else { key };
+            for (run, place) in places.iter().enumerate() {
+                let at = place + step * (STRIP / RUN);
+                to[at].copy_from_slice(&words[0][run * RUN..][..RUN]);
+                if !PAIRS {
+                    to[at + STRIP / RUN].copy_from_slice(&words[1][run * RUN..][..RUN]);
+                }
             }
         }
         for lane in 0..HALF {
@@ -158,9 +175,44 @@ fn exponentials<const PAIRS: bool>(
     sum
 }
 
-/// Bits of the nearest bf16 in the upper half. A NaN may become anything: the denominator has it too.
+/// Words of two keys: the pairs and nothing, or the odd one and the even one.
 #[inline(always)]
-fn rounded(x: f32) -> u32 {
-    let bits = x.to_bits();
-    bits.wrapping_add(0x7fff + (bits >> 16 & 1))
+fn words<const PAIRS: bool>(even: &Lanes, odd: &Lanes) -> [[u32; HALF]; 2] {
+    let mut words = [[0; HALF]; 2];
+    if PAIRS {
+        words[0] = pairs(even, odd);
+    } else {
+        words[0].iter_mut().zip(odd).for_each(|(word, odd)| *word = round_bf16(*odd).to_bits());
+        words[1].iter_mut().zip(even).for_each(|(word, even)| *word = round_bf16(*even).to_bits());
+    }
+    words
+}
+
+/// Words of [`Unit::Pair`], rounded as by `round_bf16`; no exponential is subnormal.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+#[expect(unsafe_code, reason = "vector instructions need their instruction set")]
+fn pairs(even: &Lanes, odd: &Lanes) -> [u32; HALF] {
+    use std::arch::x86_64::*;
+    let mut words = [0_u32; HALF];
+    // SAFETY: pairs are for processors that multiply them; a vector is 16 lanes, of which there are two in each array.
+    unsafe {
+        // All even ones lie before all odd ones.
+        let order: [u16; HALF] = std::array::from_fn(|half| half as u16 / 2 + half as u16 % 2 * 16);
+        let order = _mm512_loadu_si512(order.as_ptr().cast());
+        for lane in (0..HALF).step_by(16) {
+            let even = _mm512_loadu_ps(even.as_ptr().add(lane));
+            let odd = _mm512_loadu_ps(odd.as_ptr().add(lane));
+            let halves: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(odd, even));
+            let pairs = _mm512_permutexvar_epi16(order, halves);
+            _mm512_storeu_si512(words.as_mut_ptr().add(lane).cast(), pairs);
+        }
+    }
+    words
+}
+
+/// Nobody has such operands.
+#[cfg(not(target_arch = "x86_64"))]
+fn pairs(_: &Lanes, _: &Lanes) -> [u32; HALF] {
+    unreachable!("operands are packed for the instruction set that multiplies them");
 }
