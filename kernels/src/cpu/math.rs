@@ -52,11 +52,11 @@ pub(crate) fn exp_fast(x: f32) -> f32 {
     let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
     // ln(2) in two parts, the first short enough for an exact product.
-    let r = n.mul_add(-0.693_359_375, x);
+    let r = n.mul_add(-355.0 / 512.0, x);
     let r = n.mul_add(2.121_944_4e-4, r);
     let p = 0.001_381_454_f32.mul_add(r, 0.008_368_745);
     let p = p.mul_add(r, 0.041_668_39);
-    let p = p.mul_add(r, 0.166_665_204);
+    let p = p.mul_add(r, 0.166_665_21);
     let p = p.mul_add(r, 0.499_999_93);
     let p = p.mul_add(r, 1.0);
     let p = p.mul_add(r, 1.0);
@@ -71,7 +71,7 @@ pub(crate) fn tanh_fast(x: f32) -> f32 {
     let e = exp_fast(-2.0 * x.abs());
     let far = (1.0 - e) / (1.0 + e);
     let square = x * x;
-    let p = (-0.008_863_235_5_f32).mul_add(square, 0.021_869_488);
+    let p = (-0.008_863_236_f32).mul_add(square, 0.021_869_488);
     let p = p.mul_add(square, -0.053_968_254);
     let p = p.mul_add(square, 0.133_333_33);
     let p = p.mul_add(square, -0.333_333_33);

@@ -119,13 +119,7 @@ impl Block<'_, Strips> {
         let columns = half * HALF..(half + 1) * HALF;
         let steps = self.unit.steps(KEYS);
         if keys.is_empty() || !self.any(&positions) {
-            scratch.shrink[columns.clone()].fill(1.0);
-            for query in columns.step_by(tile::RUN) {
-                let strip = &mut scratch.probabilities.as_mut_slice()[query / STRIP * steps * STRIP..];
-                let words = strip[..steps * STRIP].as_chunks_mut::<{ tile::RUN }>().0;
-                let row = query % STRIP / tile::RUN;
-                words.iter_mut().skip(row).step_by(STRIP / tile::RUN).for_each(|run| *run = [0; tile::RUN]);
-            }
+            self.clear(columns, scratch);
             return;
         }
         self.score(&keys, half, scratch);
@@ -146,6 +140,17 @@ impl Block<'_, Strips> {
             row: columns.start % STRIP,
         };
         fold(self.isa, self.unit, part);
+    }
+
+    /// Some queries see nothing of a tile: their probabilities are zero, for others may lie in their strips.
+    fn clear(&self, columns: Range<usize>, scratch: &mut Scratch) {
+        let words = self.unit.steps(KEYS) * STRIP;
+        scratch.shrink[columns.clone()].fill(1.0);
+        for query in columns.step_by(tile::RUN) {
+            let strip = &mut scratch.probabilities.as_mut_slice()[query / STRIP * words..][..words];
+            let (runs, first) = (strip.as_chunks_mut::<{ tile::RUN }>().0, query % STRIP / tile::RUN);
+            runs.iter_mut().skip(first).step_by(STRIP / tile::RUN).for_each(|run| *run = [0; tile::RUN]);
+        }
     }
 
     /// The part of a tile that a position sees: how many keys of the tile come before it, and how many it has.
