@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use crate::Rotation;
 use crate::backend::Span;
+use crate::cpu::exponential::{LINES, Wide, exp};
 use crate::cpu::isa::for_each_isa;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::line::{Avx2, Avx512};
@@ -176,9 +177,34 @@ pub(crate) fn gate(isa: Isa, mut gate: CpuBuffer, up: &CpuBuffer) -> CpuBuffer {
 
 for_each_isa! {
     /// [`gate`] of some elements.
-    fn gate_run(gate: &mut [f32], up: &[f32]) |gate: &mut [f32], up: &[f32]| {
-        gate.iter_mut().zip(up).for_each(|(gate, up)| *gate = silu(*gate) * up);
+    fn gate_run(gate: &mut [f32], up: &[f32]) {
+        avx512bf16: gate_lines::<Avx512>,
+        avx512: gate_lines::<Avx512>,
+        avx2: gate_lines::<Avx2>,
+        portable: gate_lines::<Portable>,
     }
+}
+
+#[inline(always)]
+fn gate_lines<L: Wide>(gate: &mut [f32], up: &[f32]) {
+    let whole = gate.len() - gate.len() % (LINES * LINE);
+    let (gates, _) = gate[..whole].as_chunks_mut::<LINE>();
+    let (ups, _) = up[..whole].as_chunks::<LINE>();
+    for first in (0..gates.len()).step_by(LINES) {
+        // SAFETY: these bodies are inlined where the instruction set of `L` is there.
+        unsafe {
+            let mut negative = [L::splat(0.0); LINES];
+            for at in 0..LINES {
+                negative[at] = negative[at].sub(L::load(&gates[first + at]));
+            }
+            let powers = exp(negative);
+            for at in 0..LINES {
+                let silu = L::load(&gates[first + at]).div(L::splat(1.0).add(powers[at]));
+                silu.mul(L::load(&ups[first + at])).store(&mut gates[first + at]);
+            }
+        }
+    }
+    gate[whole..].iter_mut().zip(&up[whole..]).for_each(|(gate, up)| *gate = silu(*gate) * up);
 }
 
 /// `x += y`.

@@ -1,4 +1,5 @@
 //! Logits of a run of the vocabulary, folded at once into partial log-sum-exps: the vocabulary is never whole.
+#![expect(unsafe_code, reason = "lines need their instruction set")]
 
 use std::ops::Range;
 
@@ -6,9 +7,12 @@ use rayon::prelude::*;
 
 use crate::backend::{HeadTiles, KernelError, VOCABULARY_TILE};
 use crate::cpu::Isa;
+use crate::cpu::exponential::{LINES, Wide, exp};
 use crate::cpu::isa::for_each_isa;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::line::{Avx2, Avx512};
+use crate::cpu::line::{LINE, Portable};
 use crate::cpu::linear::linear;
-use crate::cpu::math::exp;
 use crate::cpu::matrix::CpuMatrix;
 use crate::cpu::quantize::CpuOperand;
 
@@ -39,25 +43,31 @@ pub(crate) fn head(
 for_each_isa! {
     /// Of each tile of a row the largest logit, and the sum of exponentials below it: exponentials f32, sum f64 in
     /// vocabulary order.
-    fn partials_of(logits: &[f32], partials: &mut [(f32, f64)]) partials_in_blocks
+    fn partials_of(logits: &[f32], partials: &mut [(f32, f64)]) {
+        avx512bf16: partials_in_blocks::<Avx512>,
+        avx512: partials_in_blocks::<Avx512>,
+        avx2: partials_in_blocks::<Avx2>,
+        portable: partials_in_blocks::<Portable>,
+    }
 }
 
 /// Tiles whose sums, each one chain, are added up side by side.
 const BLOCK: usize = 8;
 
 #[inline(always)]
-fn partials_in_blocks(logits: &[f32], partials: &mut [(f32, f64)]) {
+fn partials_in_blocks<L: Wide>(logits: &[f32], partials: &mut [(f32, f64)]) {
     let blocks = logits.chunks(BLOCK * VOCABULARY_TILE).zip(partials.chunks_mut(BLOCK));
     let mut powers = [[0.0_f32; VOCABULARY_TILE]; BLOCK];
     for (logits, partials) in blocks {
         let tiles = logits.chunks(VOCABULARY_TILE);
         for ((tile, powers), (largest, _)) in tiles.zip(&mut powers).zip(partials.iter_mut()) {
             *largest = largest_of(tile);
+            // Of a last tile that is not full, e^-infinity: adding +0 changes no sum.
+            powers.fill(f32::NEG_INFINITY);
             for (power, logit) in powers.iter_mut().zip(tile) {
-                *power = exp(logit - *largest);
+                *power = logit - *largest;
             }
-            // A last tile that is not full: adding +0 changes no sum.
-            powers[tile.len()..].fill(0.0);
+            raise::<L>(powers);
         }
         let mut sums = [0.0_f64; BLOCK];
         for at in 0..VOCABULARY_TILE {
@@ -66,6 +76,25 @@ fn partials_in_blocks(logits: &[f32], partials: &mut [(f32, f64)]) {
             }
         }
         partials.iter_mut().zip(sums).for_each(|((_, partial), sum)| *partial = sum);
+    }
+}
+
+/// `e^x` of each of a tile.
+#[inline(always)]
+fn raise<L: Wide>(powers: &mut [f32; VOCABULARY_TILE]) {
+    let (lines, _) = powers.as_chunks_mut::<LINE>();
+    for first in (0..lines.len()).step_by(LINES) {
+        // SAFETY: these bodies are inlined where the instruction set of `L` is there.
+        unsafe {
+            let mut x = [L::splat(0.0); LINES];
+            for at in 0..LINES {
+                x[at] = L::load(&lines[first + at]);
+            }
+            let x = exp(x);
+            for at in 0..LINES {
+                x[at].store(&mut lines[first + at]);
+            }
+        }
     }
 }
 

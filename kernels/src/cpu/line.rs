@@ -44,11 +44,11 @@ mod x86 {
 
     /// One register of 512 bits.
     #[derive(Clone, Copy)]
-    pub(crate) struct Avx512(__m512);
+    pub(crate) struct Avx512(pub(in crate::cpu) __m512);
 
     /// Two registers of 256 bits.
     #[derive(Clone, Copy)]
-    pub(crate) struct Avx2(__m256, __m256);
+    pub(crate) struct Avx2(pub(in crate::cpu) __m256, pub(in crate::cpu) __m256);
 
     /// Operations on two lines, lane by lane.
     macro_rules! both {
@@ -235,7 +235,7 @@ pub(crate) use self::x86::{Avx2, Avx512};
 
 /// One float after the other: the definition.
 #[derive(Clone, Copy)]
-pub(crate) struct Portable([f32; LINE]);
+pub(crate) struct Portable(pub(super) [f32; LINE]);
 
 impl Portable {
     #[inline(always)]

@@ -6,6 +6,7 @@
 pub(crate) mod attend;
 pub(crate) mod elementwise;
 mod exact;
+mod exponential;
 pub(crate) mod head;
 mod isa;
 mod line;
