@@ -12,6 +12,7 @@ use crate::cpu::isa::for_each_isa;
 use crate::cpu::line::{Avx2, Avx512};
 use crate::cpu::line::{LINE, Line, Portable};
 use crate::cpu::math::silu;
+use crate::cpu::recycle::FLOATS;
 use crate::cpu::{CpuBuffer, Isa};
 
 /// Elements that one task takes of operations that know no rows.
@@ -19,7 +20,7 @@ const RUN: usize = 1 << 14;
 
 /// RMS norm in f32, as `LlamaRMSNorm` orders it: `(x * (1 / sqrt(mean + epsilon))) * weight`.
 pub(crate) fn norm(isa: Isa, x: &CpuBuffer, weight: &[f32], epsilon: f32) -> CpuBuffer {
-    let mut values = vec![0.0; x.values.len()];
+    let mut values = FLOATS.take(x.values.len());
     let rows = x.values.par_chunks(x.width.max(1));
     values.par_chunks_mut(x.width.max(1)).zip(rows).for_each(|(out, row)| {
         norm_row(isa, row, weight, epsilon, out);
@@ -245,7 +246,7 @@ for_each_isa! {
 /// Rows `rows` of `x`, in that order.
 pub(crate) fn gather(x: &CpuBuffer, rows: &[u32]) -> CpuBuffer {
     let width = x.width;
-    let mut values = vec![0.0; rows.len() * width];
+    let mut values = FLOATS.take(rows.len() * width);
     values.par_chunks_mut(width.max(1)).zip(rows).for_each(|(out, row)| {
         out.copy_from_slice(&x.values[*row as usize * width..(*row as usize + 1) * width]);
     });
@@ -285,7 +286,7 @@ for_each_isa! {
 pub(crate) fn concatenate(parts: &[&CpuBuffer]) -> CpuBuffer {
     let width: usize = parts.iter().map(|part| part.width).sum();
     let rows = parts.iter().map(|part| part.rows()).max().unwrap_or(0);
-    let mut values = vec![0.0; rows * width];
+    let mut values = FLOATS.take(rows * width);
     values.par_chunks_mut(width.max(1)).enumerate().for_each(|(row, out)| {
         let mut at = 0;
         for part in parts {

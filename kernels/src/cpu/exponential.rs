@@ -69,9 +69,10 @@ pub(crate) unsafe fn exp<L: Wide>(x: [L; LINES]) -> [L; LINES] {
             r[at] = n.times_plus(L::Doubles::splat(-std::f64::consts::LN_2), r[at]);
             p[at] = L::Doubles::splat(1.0 / 3_628_800.0);
         }
-        for term in TERMS {
+        // Compilers that see how long this loop is unroll it, and then put one chain behind the other again.
+        for term in std::hint::black_box(TERMS.as_slice()) {
             for at in 0..2 * LINES {
-                p[at] = p[at].times_plus(r[at], L::Doubles::splat(term));
+                p[at] = p[at].times_plus(r[at], L::Doubles::splat(*term));
             }
         }
         let mut out = x;

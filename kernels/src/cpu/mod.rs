@@ -16,6 +16,7 @@ pub(crate) mod matrix;
 pub mod peak;
 pub(crate) mod product;
 pub(crate) mod quantize;
+mod recycle;
 pub(crate) mod row_tiles;
 pub(crate) mod weights;
 
@@ -44,6 +45,12 @@ pub struct Cpu {
 pub struct CpuBuffer {
     pub(crate) width: usize,
     pub(crate) values: Vec<f32>,
+}
+
+impl Drop for CpuBuffer {
+    fn drop(&mut self) {
+        recycle::FLOATS.give(std::mem::take(&mut self.values));
+    }
 }
 
 impl CpuBuffer {
@@ -91,11 +98,15 @@ impl Backend for Cpu {
     }
 
     fn upload(&self, width: usize, values: &[f32]) -> Result<CpuBuffer, KernelError> {
-        Ok(CpuBuffer { width, values: values.to_vec() })
+        let mut copy = recycle::FLOATS.take(values.len());
+        copy.copy_from_slice(values);
+        Ok(CpuBuffer { width, values: copy })
     }
 
     fn zeros(&self, rows: usize, width: usize) -> Result<CpuBuffer, KernelError> {
-        Ok(CpuBuffer { width, values: vec![0.0; rows * width] })
+        let mut values = recycle::FLOATS.take(rows * width);
+        values.fill(0.0);
+        Ok(CpuBuffer { width, values })
     }
 
     fn download(&self, buffer: &CpuBuffer) -> Result<Vec<f32>, KernelError> {

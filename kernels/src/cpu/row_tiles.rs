@@ -9,6 +9,7 @@ use ctq_container::TILE;
 use rayon::prelude::*;
 
 use crate::cpu::product::{Begin, HALF, Out, Product, STRIP, Strips, Unit, finish, multiply};
+use crate::cpu::recycle::FLOATS;
 use crate::cpu::weights::{HALVES, Panel, RowTile, Scratch};
 use crate::cpu::{CpuBuffer, Isa};
 
@@ -102,7 +103,7 @@ pub(crate) fn tiles(
     let cuts = (4 * rayon::current_num_threads()).div_ceil(row_tiles).max(1);
     let run = count.div_ceil(cuts).clamp(MIN_ROWS, MAX_ROWS).next_multiple_of(STRIP);
     let runs = count.div_ceil(run);
-    let mut values = vec![0.0_f32; count * width];
+    let mut values = FLOATS.take(count * width);
     let base = Base(values.as_mut_ptr());
     (0..row_tiles * runs).into_par_iter().for_each(|task| {
         let base = &base;

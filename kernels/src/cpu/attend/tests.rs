@@ -59,7 +59,9 @@ impl Case {
     fn run(&self, isa: Isa, compute: Compute) -> Vec<f32> {
         let extras = Extras { softcap: self.softcap, sinks: self.sinks.as_deref() };
         let asked = Asked { queries: &self.queries, windows: &self.windows, extras };
-        attend_with(isa, self.inputs.each_ref(), &self.shape, self.heads.clone(), compute, asked).values
+        attend_with(isa, self.inputs.each_ref(), &self.shape, self.heads.clone(), compute, asked)
+            .values
+            .clone()
     }
 
     /// What `row` makes of each query head of each row that is asked for.

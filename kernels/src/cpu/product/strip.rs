@@ -9,6 +9,7 @@ use super::{STRIP, Unit, transpose};
 use crate::cpu::Isa;
 use crate::cpu::isa::for_each_isa;
 use crate::cpu::math::round_bf16;
+use crate::cpu::recycle::WORDS;
 
 /// Words that begin a cache line, so that no vector load crosses one.
 #[derive(Clone, Debug, Default)]
@@ -62,6 +63,12 @@ pub(crate) struct Strips {
     words: Vec<u32>,
 }
 
+impl Drop for Strips {
+    fn drop(&mut self) {
+        WORDS.give(std::mem::take(&mut self.words));
+    }
+}
+
 impl Strips {
     /// Packs what `fill` writes: the rows that it is asked for, [rows, k] row-major, into anything. Integers come as
     /// floats, those of a [`Unit::Quad`] within 0..=255.
@@ -108,7 +115,7 @@ impl Strips {
         row_words: impl Fn(usize, &mut [f32], &mut [u32], &mut [T]) + Sync,
     ) -> Strips {
         let steps = unit.steps(k);
-        let mut words = vec![0; rows.div_ceil(STRIP) * steps * STRIP];
+        let mut words = WORDS.take(rows.div_ceil(STRIP) * steps * STRIP);
         let per_row = (beside.len() / rows.max(1)).max(1);
         // One row of values at a time stays in the first-level cache until it is packed.
         let scratch = || (vec![0.0_f32; k], vec![0_u32; STRIP * steps]);
@@ -119,6 +126,9 @@ impl Strips {
             for (row, (words, beside)) in rows.enumerate() {
                 row_words(strip * STRIP + row, values, words, beside);
                 count = row + 1;
+            }
+            if count < STRIP {
+                words.fill(0);
             }
             transpose(isa, (by_row, steps), (words, STRIP), count, steps);
         });
@@ -144,7 +154,8 @@ impl Strips {
     /// The same inputs with k in another order: the new k `j` is the old `permutation[j]`.
     pub(crate) fn permuted(&self, permutation: &[u32]) -> Strips {
         let (unit, steps) = (self.unit, self.steps());
-        let mut words = vec![0; self.words.len()];
+        let mut words = WORDS.take(self.words.len());
+        words.fill(0);
         let strips = self.words.par_chunks((steps * STRIP).max(1));
         words.par_chunks_mut((steps * STRIP).max(1)).zip(strips).for_each(|(to, from)| {
             for (k, input) in permutation.iter().enumerate() {

@@ -119,7 +119,9 @@ impl Case {
         let buffers = self.of_heads().map(|values| CpuBuffer { width: values.len() / self.rows(), values });
         let (shape, heads) = (&self.shape, self.heads.clone());
         let (isa, inputs) = (Isa::detect(), buffers.each_ref());
-        crate::cpu::attend::attend(isa, inputs, shape, heads, compute, &self.queries, &self.windows).values
+        crate::cpu::attend::attend(isa, inputs, shape, heads, compute, &self.queries, &self.windows)
+            .values
+            .clone()
     }
 
     /// Outputs of operands rounded to bf16 in f64, and the sums of the magnitudes that each is a sum of.

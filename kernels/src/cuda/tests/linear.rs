@@ -49,7 +49,7 @@ fn on_the_device(
 
 fn on_the_cpu(x: &CpuOperand, matrix: &TiledMatrix, rows: Range<usize>) -> Vec<f32> {
     let held = CpuMatrix::new(matrix, rows.clone());
-    cpu::linear::linear(Isa::detect(), x, &held, rows).expect("a product").values
+    cpu::linear::linear(Isa::detect(), x, &held, rows).expect("a product").values.clone()
 }
 
 fn first() -> Cuda<Emulated> {
@@ -188,7 +188,7 @@ fn pairs_without_a_product_are_refused_as_on_the_cpu() {
 /// Sums in f64 of bf16 operands.
 fn truth(x: &CpuOperand, matrix: &TiledMatrix, rows: Range<usize>) -> Vec<f64> {
     let ids: Vec<u32> = (0..rows.len() as u32).collect();
-    let weights = cpu::weights::rows(Isa::detect(), &CpuMatrix::new(matrix, rows), &ids).values;
+    let weights = cpu::weights::rows(Isa::detect(), &CpuMatrix::new(matrix, rows), &ids).values.clone();
     let k = matrix.k;
     let dot =
         |x: &[f32], w: &[f32]| x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(round_bf16(*w))).sum();
