@@ -7,7 +7,7 @@ use ctq_kernels::{Backend, KernelError};
 use ctq_runtime::{Layout, Workers};
 
 use super::{Measurements, ROUNDS, Team, VERSION, go_on};
-use crate::args::BenchOptions;
+use crate::bench::options::BenchOptions;
 use crate::device::{Opened, Wanted};
 use crate::machine;
 use crate::party::{Party, Several};

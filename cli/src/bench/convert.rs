@@ -12,7 +12,7 @@ use ctq_model::{Checkpoint, Inventory};
 use serde::Serialize;
 
 use super::{Spread, go_on};
-use crate::args::BenchOptions;
+use crate::bench::options::BenchOptions;
 use crate::report::Report;
 use crate::{interrupt, machine};
 

@@ -9,7 +9,9 @@ use serde::Serialize;
 
 use super::shapes::Model;
 use super::{ROUNDS, go_on};
-use crate::args::{BenchActs, BenchCompute, BenchOperation, BenchOptions, BenchScheme, ShapeChoice};
+use crate::bench::options::{
+    BenchActs, BenchCompute, BenchOperation, BenchOptions, BenchScheme, ShapeChoice,
+};
 use crate::report::Report;
 
 /// Least seconds of one round.

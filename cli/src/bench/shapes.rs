@@ -6,7 +6,7 @@ use ctq_kernels::bench::Weights;
 use ctq_model::scheme::Activation;
 use serde_json::{Value, json};
 
-use crate::args::{BenchActs, BenchCompute, BenchScheme, ShapeChoice};
+use crate::bench::options::{BenchActs, BenchCompute, BenchScheme, ShapeChoice};
 
 /// Dimensions of a model of the Llama family.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -16,7 +16,7 @@ use ctq_model::{DType, Inventory, Tensor, TensorSource};
 
 use super::mapped::mapped;
 use super::shapes::Model;
-use crate::args::BenchScheme;
+use crate::bench::options::BenchScheme;
 
 /// A model that is made while it runs.
 pub(super) struct Synthetic {
@@ -204,7 +204,7 @@ impl TensorSource for Names {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::args::ShapeChoice;
+    use crate::bench::options::ShapeChoice;
 
     #[test]
     fn parts_have_the_same_bits_however_often_they_are_asked_for_and_layers_differ() {

@@ -18,7 +18,7 @@ use super::shapes::Model;
 use super::synthetic::Synthetic;
 use super::work::{Question, Work};
 use super::{Spread, go_on};
-use crate::args::{BenchActs, BenchCompute, BenchOptions, BenchScheme, ShapeChoice};
+use crate::bench::options::{BenchActs, BenchCompute, BenchOptions, BenchScheme, ShapeChoice};
 use crate::interrupt;
 use crate::report::Report;
 

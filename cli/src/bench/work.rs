@@ -7,7 +7,7 @@ use ctq_model::matrix::Code;
 
 use super::operations::peak_of;
 use super::shapes::Model;
-use crate::args::{BenchActs, BenchScheme};
+use crate::bench::options::{BenchActs, BenchScheme};
 
 /// A window of a model.
 #[derive(Clone, Copy, Debug)]
@@ -81,7 +81,7 @@ impl Work {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::args::ShapeChoice;
+    use crate::bench::options::ShapeChoice;
 
     fn work(scheme: BenchScheme, acts: BenchActs, compute: Compute) -> Work {
         let model = Model::of(ShapeChoice::Llama1b);

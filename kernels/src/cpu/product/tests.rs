@@ -146,3 +146,42 @@ fn bf16_pairs_flush_subnormal_sums_and_nothing_else() {
         assert_eq!(sums(tiny, tiny), expected, "{isa:?}");
     }
 }
+
+/// Large operands lie in blocks that others have left full of anything: what is padding must be zero again.
+#[test]
+fn what_a_block_held_before_does_not_reach_a_sum() {
+    const K: usize = 1003;
+    const MANY: usize = 601;
+    for (isa, unit) in cases() {
+        let steps = unit.steps(K);
+        let words = MANY.next_multiple_of(STRIP) * steps;
+        // NaN as floats and as pairs, and no zero as integers.
+        let mut stale = crate::cpu::recycle::WORDS.take(words);
+        stale.fill(0xffff_ffff);
+        crate::cpu::recycle::WORDS.give(stale);
+        let strips = Strips::pack(isa, unit, (MANY, K), |_, out| out.fill(1.0));
+        let reversed: Vec<u32> = (0..K as u32).rev().collect();
+        for strips in [&strips, &strips.permuted(&reversed)] {
+            let ones = Sides { unit, k: K, x: Vec::new(), w: vec![1.0; HALF * K] };
+            let half = ones.half(isa);
+            let product = Product {
+                inputs: strips.from(0, 0),
+                strip_words: strips.strip_words(),
+                weights: &half,
+                steps,
+            };
+            // Rows beyond the last are there as well, of zeros.
+            let rows = MANY.next_multiple_of(STRIP);
+            let mut out = vec![0.0_f32; rows * HALF];
+            multiply(isa, unit, product, Begin::Zero, Out::of(&mut out, HALF, rows, HALF));
+            for (at, found) in out.iter().enumerate() {
+                let sum = if at / HALF < MANY { K } else { 0 };
+                let found = match unit {
+                    Unit::Quad | Unit::Short => found.to_bits() as usize,
+                    Unit::Float | Unit::SwappedFloat | Unit::Pair => *found as usize,
+                };
+                assert_eq!(found, sum, "{isa:?} {unit:?} at {at}");
+            }
+        }
+    }
+}
