@@ -218,8 +218,8 @@ impl Segments<'_> {
         let fold = Fold {
             floats: self.floats(),
             sums,
-            weight_scales: &columns.scales[group..group + HALF],
-            column_sums: &columns.sums[segment * TILE + half * HALF..][..HALF],
+            weight_scales: columns.scales[group..].first_chunk().expect("a half's scales"),
+            column_sums: columns.sums[segment * TILE + half * HALF..].first_chunk().expect("a half's sums"),
             zeros: columns.zeros.get(group..group + HALF).unwrap_or_default(),
             length: self.step.min(self.x.k - start) as i32,
             begins: start == 0,
@@ -259,9 +259,9 @@ pub(super) struct Fold<'a> {
     /// [12][32].
     sums: &'a [i32],
     /// Of each column.
-    weight_scales: &'a [f32],
+    weight_scales: &'a [f32; HALF],
     /// Sums of the weights' codes, of each column.
-    column_sums: &'a [i32],
+    column_sums: &'a [i32; HALF],
     /// Zero points of each column, or none.
     zeros: &'a [i32],
     /// k of the segment.
@@ -292,29 +292,44 @@ for_each_isa! {
 #[inline(always)]
 fn fold_each(fold: &Fold<'_>, rows: &[RowFactors], out: &mut TaskOut<'_>, first: usize, half: usize) {
     let columns = out.in_half(half);
-    let mut scales = [0.0_f32; HALF];
-    let mut sums = [0.0_f32; HALF];
-    for (row, factors) in rows.iter().enumerate() {
-        let line = &fold.sums[row * HALF..(row + 1) * HALF];
-        if fold.floats {
-            sums.iter_mut().zip(line).for_each(|(sum, bits)| *sum = f32::from_bits(bits.cast_unsigned()));
-        } else if factors.offset.abs() <= NEAR {
-            shift_back(fold, factors, line, &mut sums);
+    let (lines, _) = fold.sums.as_chunks::<HALF>();
+    for (row, (factors, line)) in rows.iter().zip(lines).enumerate() {
+        let row = out.row(first + row, half);
+        // Whole halves are what the compiler makes vectors of.
+        if let Ok(out) = <&mut [f32; HALF]>::try_from(&mut *row) {
+            fold_line(fold, factors, line, out);
         } else {
-            shift_far_back(fold, factors, line, &mut sums);
+            let mut whole = [0.0; HALF];
+            whole[columns.clone()].copy_from_slice(row);
+            fold_line(fold, factors, line, &mut whole);
+            row.copy_from_slice(&whole[columns.clone()]);
         }
-        let scale = if fold.varies { factors.scale } else { 1.0 };
-        scales.iter_mut().zip(fold.weight_scales).for_each(|(out, weight)| *out = weight * scale);
-        let out = out.row(first + row, half);
-        if fold.begins {
-            out.fill(0.0);
+    }
+}
+
+#[inline(always)]
+fn fold_line(fold: &Fold<'_>, factors: &RowFactors, line: &[i32; HALF], out: &mut [f32; HALF]) {
+    let sums = if fold.floats {
+        line.map(|bits| f32::from_bits(bits.cast_unsigned()))
+    } else if factors.offset.abs() > NEAR {
+        shift_far_back(fold, factors, line)
+    } else if fold.zeros.is_empty() {
+        let offset = factors.offset as i32;
+        let mut sums = [0.0; HALF];
+        for (sum, (line, column)) in sums.iter_mut().zip(line.iter().zip(fold.column_sums)) {
+            *sum = line.wrapping_sub(offset.wrapping_mul(*column)) as f32;
         }
-        for ((out, sum), scale) in out.iter_mut().zip(&sums[columns.clone()]).zip(&scales[columns.clone()]) {
-            *out += sum * scale;
-        }
-        if fold.ends {
-            out.iter_mut().for_each(|out| *out *= factors.scale);
-        }
+        sums
+    } else {
+        shift_back(fold, factors, line)
+    };
+    let scale = if fold.varies { factors.scale } else { 1.0 };
+    for ((out, sum), weight) in out.iter_mut().zip(sums).zip(fold.weight_scales) {
+        let begin = if fold.begins { 0.0 } else { *out };
+        *out = begin + sum * (weight * scale);
+    }
+    if fold.ends {
+        out.iter_mut().for_each(|out| *out *= factors.scale);
     }
 }
 
@@ -323,27 +338,24 @@ const NEAR: f32 = 512.0;
 
 /// `sum of (u - o)(w - z) = sum of u w - o sum of w - z (sum of u - o length)`, in 32 bits.
 #[inline(always)]
-fn shift_back(fold: &Fold<'_>, factors: &RowFactors, line: &[i32], sums: &mut [f32; HALF]) {
+fn shift_back(fold: &Fold<'_>, factors: &RowFactors, line: &[i32; HALF]) -> [f32; HALF] {
     let offset = factors.offset as i32;
-    for ((sum, line), column) in sums.iter_mut().zip(line).zip(fold.column_sums) {
-        *sum = line.wrapping_sub(offset.wrapping_mul(*column)) as f32;
-    }
     let inputs = factors.input_sum.wrapping_sub(offset.wrapping_mul(fold.length));
-    for (((sum, line), column), zero) in sums.iter_mut().zip(line).zip(fold.column_sums).zip(fold.zeros) {
-        let shifted = line.wrapping_sub(offset.wrapping_mul(*column));
-        *sum = shifted.wrapping_sub(zero.wrapping_mul(inputs)) as f32;
-    }
+    std::array::from_fn(|column| {
+        let shifted = line[column].wrapping_sub(offset.wrapping_mul(fold.column_sums[column]));
+        shifted.wrapping_sub(fold.zeros[column].wrapping_mul(inputs)) as f32
+    })
 }
 
 /// As [`shift_back`] in f64, for inputs that are all far from zero.
 #[inline(always)]
-fn shift_far_back(fold: &Fold<'_>, factors: &RowFactors, line: &[i32], sums: &mut [f32; HALF]) {
+fn shift_far_back(fold: &Fold<'_>, factors: &RowFactors, line: &[i32; HALF]) -> [f32; HALF] {
     let offset = f64::from(factors.offset);
     let inputs = f64::from(factors.input_sum) - offset * f64::from(fold.length);
-    for (at, (sum, line)) in sums.iter_mut().zip(line).enumerate() {
-        let zero = fold.zeros.get(at).map_or(0.0, |zero| f64::from(*zero));
-        *sum = (f64::from(*line) - offset * f64::from(fold.column_sums[at]) - zero * inputs) as f32;
-    }
+    std::array::from_fn(|column| {
+        let zero = fold.zeros.get(column).map_or(0.0, |zero| f64::from(*zero));
+        (f64::from(line[column]) - offset * f64::from(fold.column_sums[column]) - zero * inputs) as f32
+    })
 }
 
 for_each_isa! {
