@@ -12,78 +12,130 @@ use crate::manifest::FORMAT_VERSION;
 use crate::part_metadata::{
     ALIGNMENT, EXCEPTION_BYTES, Exception, METADATA_KEY, PartMetadata, StoredRecord, padded,
 };
-use crate::{Bytes, MatrixRecord, Origin, PartTiles, TensorRecord};
+use crate::streamed::{self, PartTensor, Section, StreamedMatrix};
+use crate::{Bytes, Digest, MatrixRecord, Origin, RawVector, TensorRecord};
 
 /// Everything that goes into one part file.
-#[derive(Clone, Debug, Default)]
-pub struct PartContents {
-    /// What a runtime needs.
-    pub tiles: PartTiles,
+#[derive(Default)]
+pub struct PartContents<'a> {
+    /// Matrices by module name.
+    pub matrices: BTreeMap<String, StreamedMatrix<'a>>,
+    /// Everything small, by its original tensor name.
+    pub vectors: BTreeMap<String, RawVector>,
     /// Weight-side tensors that the tiles do not regenerate, by name.
     pub originals: BTreeMap<String, Bytes>,
     /// Exceptions of original tensors, by name; empty lists are not stored.
     pub exceptions: BTreeMap<String, Vec<Exception>>,
     /// The original tensors of this part, in the order of the inventory.
-    pub tensors: Vec<TensorRecord>,
+    pub tensors: Vec<PartTensor>,
 }
 
-/// Writes the file and returns the bytes of its tensors without padding.
-pub(crate) fn write_part(out: &mut impl Write, part: Part, contents: &PartContents) -> io::Result<u64> {
+/// What [`write_part`] wrote.
+#[derive(Debug)]
+pub(crate) struct Written {
+    /// Length of the file.
+    pub(crate) bytes: u64,
+    /// Digest of the file.
+    pub(crate) sha256: Digest,
+    /// Bytes of its tensors without padding.
+    pub(crate) stored_bytes: u64,
+    /// The original tensors.
+    pub(crate) tensors: Vec<TensorRecord>,
+}
+
+/// Writes the file, on the thread pool that this is called in.
+pub(crate) fn write_part(
+    out: &mut (impl Write + Send),
+    part: Part,
+    contents: &PartContents<'_>,
+) -> io::Result<Written> {
     let blobs = blobs(contents);
     let header = header(&metadata(part, contents)?, &blobs)?;
-    out.write_all(&(header.len() as u64).to_le_bytes())?;
-    out.write_all(&header)?;
+    let length = (header.len() as u64).to_le_bytes();
     let zeros = [0; ALIGNMENT];
+    let mut sections = vec![Section::Bytes(&length), Section::Bytes(&header)];
     for blob in &blobs {
-        out.write_all(&blob.bytes)?;
-        out.write_all(&zeros[..padded(blob.bytes.len()) - blob.bytes.len()])?;
+        sections.push(match &blob.content {
+            Content::Bytes(bytes) => Section::Bytes(bytes),
+            Content::Codes(module, matrix) => Section::Codes { module, codes: &*matrix.codes },
+        });
+        sections.push(Section::Bytes(&zeros[..padded(blob.length()) - blob.length()]));
     }
-    Ok(blobs.iter().map(|blob| blob.bytes.len() as u64).sum())
+    let streamed = streamed::write(out, &sections)?;
+    let tensors = contents.tensors.iter().map(|tensor| {
+        let missing = || io::Error::other(format!("the codes of `{}` were not handed over", tensor.name));
+        tensor.record(&streamed.of_codes).ok_or_else(missing)
+    });
+    Ok(Written {
+        bytes: streamed.bytes,
+        sha256: streamed.sha256,
+        stored_bytes: blobs.iter().map(|blob| blob.length() as u64).sum(),
+        tensors: tensors.collect::<io::Result<_>>()?,
+    })
 }
 
 struct Blob<'a> {
     name: String,
-    bytes: Cow<'a, [u8]>,
+    content: Content<'a>,
+}
+
+enum Content<'a> {
+    Bytes(Cow<'a, [u8]>),
+    /// The codes of a module.
+    Codes(&'a str, &'a StreamedMatrix<'a>),
+}
+
+impl Blob<'_> {
+    fn length(&self) -> usize {
+        match &self.content {
+            Content::Bytes(bytes) => bytes.len(),
+            Content::Codes(_, matrix) => matrix.code_bytes(),
+        }
+    }
 }
 
 /// The file's tensors: matrices first, each with its scales behind it, in the order of their names.
-fn blobs(contents: &PartContents) -> Vec<Blob<'_>> {
+fn blobs<'a>(contents: &'a PartContents<'_>) -> Vec<Blob<'a>> {
     let mut blobs = Vec::new();
-    for (module, matrix) in &contents.tiles.matrices {
+    let borrowed = |bytes: &'a Bytes| Content::Bytes(Cow::Borrowed(&**bytes));
+    for (module, streamed) in &contents.matrices {
+        let matrix = &streamed.matrix;
+        blobs.push(Blob { name: format!("{module}.codes"), content: Content::Codes(module, streamed) });
         let leaves = [
-            ("codes", Some(&matrix.codes)),
             ("scales", matrix.scales.as_ref().map(|scales| &scales.bytes)),
             ("zeros", matrix.zeros.as_ref()),
             ("permutation", matrix.permutation.as_ref()),
         ];
         for (leaf, bytes) in leaves {
             if let Some(bytes) = bytes {
-                blobs.push(Blob { name: format!("{module}.{leaf}"), bytes: Cow::Borrowed(bytes) });
+                blobs.push(Blob { name: format!("{module}.{leaf}"), content: borrowed(bytes) });
             }
         }
     }
-    for (name, vector) in &contents.tiles.vectors {
-        blobs.push(Blob { name: name.clone(), bytes: Cow::Borrowed(&vector.bytes) });
+    for (name, vector) in &contents.vectors {
+        blobs.push(Blob { name: name.clone(), content: borrowed(&vector.bytes) });
     }
     for (tensor, bytes) in &contents.originals {
-        blobs.push(Blob { name: format!("{tensor}.original"), bytes: Cow::Borrowed(bytes) });
+        blobs.push(Blob { name: format!("{tensor}.original"), content: borrowed(bytes) });
     }
     for (tensor, exceptions) in contents.exceptions.iter().filter(|(_, list)| !list.is_empty()) {
         let mut bytes = Vec::with_capacity(exceptions.len() * EXCEPTION_BYTES);
         exceptions.iter().for_each(|exception| exception.write(&mut bytes));
-        blobs.push(Blob { name: format!("{tensor}.exceptions"), bytes: Cow::Owned(bytes) });
+        let content = Content::Bytes(Cow::Owned(bytes));
+        blobs.push(Blob { name: format!("{tensor}.exceptions"), content });
     }
     blobs
 }
 
-fn metadata(part: Part, contents: &PartContents) -> io::Result<PartMetadata> {
-    let tiles = &contents.tiles;
-    let matrices = tiles.matrices.iter();
-    let matrices =
-        matrices.map(|(module, matrix)| (module.clone(), MatrixRecord::of_matrix(matrix))).collect();
+fn metadata(part: Part, contents: &PartContents<'_>) -> io::Result<PartMetadata> {
+    let record = |streamed: &StreamedMatrix<'_>| MatrixRecord {
+        codes: streamed.code_bytes(),
+        ..MatrixRecord::of_matrix(&streamed.matrix)
+    };
+    let matrices = contents.matrices.iter().map(|(module, matrix)| (module.clone(), record(matrix))).collect();
     let mut tensors = BTreeMap::new();
     for record in contents.tensors.iter().filter(|record| record.origin == Origin::Stored) {
-        let Some(vector) = tiles.vectors.get(&record.name) else {
+        let Some(vector) = contents.vectors.get(&record.name) else {
             return Err(io::Error::other(format!("tensor `{}` was not handed over", record.name)));
         };
         let stored =
@@ -103,7 +155,7 @@ fn header(metadata: &PartMetadata, blobs: &[Blob<'_>]) -> io::Result<Vec<u8>> {
     header.insert("__metadata__".to_owned(), json!({ METADATA_KEY: text }));
     let mut offset = 0;
     for blob in blobs {
-        let end = offset + padded(blob.bytes.len());
+        let end = offset + padded(blob.length());
         let info = json!({ "dtype": "U8", "shape": [end - offset], "data_offsets": [offset, end] });
         header.insert(blob.name.clone(), info);
         offset = end;
@@ -119,7 +171,7 @@ mod tests {
     use safetensors::SafeTensors;
 
     use super::*;
-    use crate::{Digest, RawVector};
+    use crate::TensorDigest;
 
     struct Full {
         room: usize,
@@ -140,19 +192,19 @@ mod tests {
         }
     }
 
-    fn contents() -> PartContents {
+    fn contents() -> PartContents<'static> {
         let bytes = vec![1, 2, 3, 4, 5, 6];
         let mut contents = PartContents::default();
-        contents.tensors.push(TensorRecord {
+        contents.tensors.push(PartTensor {
             name: "model.norm.weight".to_owned(),
             dtype: DType::BF16,
             shape: vec![3],
-            sha256: Digest::of(&bytes),
+            sha256: TensorDigest::Known(Digest::of(&bytes)),
             file: 0,
             origin: Origin::Stored,
         });
         let vector = RawVector { dtype: DType::BF16, bytes: bytes.into() };
-        contents.tiles.vectors.insert("model.norm.weight".to_owned(), vector);
+        contents.vectors.insert("model.norm.weight".to_owned(), vector);
         let exceptions = vec![Exception { offset: 1 << 40, byte: 7 }, Exception { offset: 3, byte: 255 }];
         contents.exceptions.insert("a.weight_packed".to_owned(), exceptions);
         contents
@@ -161,8 +213,9 @@ mod tests {
     #[test]
     fn any_safetensors_reader_opens_a_part_and_its_data_is_aligned() {
         let mut file = Vec::new();
-        let stored = write_part(&mut file, Part::Head, &contents()).unwrap();
-        assert_eq!(stored, 6 + 18);
+        let written = write_part(&mut file, Part::Head, &contents()).unwrap();
+        assert_eq!(written.stored_bytes, 6 + 18);
+        assert_eq!((written.bytes, written.sha256), (file.len() as u64, Digest::of(&file)));
         let tensors = SafeTensors::deserialize(&file).unwrap();
         assert_eq!(tensors.len(), 2);
         let norm = tensors.tensor("model.norm.weight").unwrap();

@@ -96,9 +96,11 @@ impl ScaleTable {
             return bytes.to_vec();
         }
         let mut arranged = vec![0; ScaleTable::elements(sharing, n, k) * width];
-        for (index, element) in bytes.chunks_exact(width).enumerate() {
-            let at = arranged_index(index / columns, index % columns, columns) * width;
-            arranged[at..at + width].copy_from_slice(element);
+        match width {
+            1 => arrange_rows::<1>(columns, bytes, &mut arranged),
+            2 => arrange_rows::<2>(columns, bytes, &mut arranged),
+            4 => arrange_rows::<4>(columns, bytes, &mut arranged),
+            _ => arrange_rows::<8>(columns, bytes, &mut arranged),
         }
         arranged
     }
@@ -119,6 +121,28 @@ impl ScaleTable {
             stored.extend_from_slice(&bytes[at..at + width]);
         }
         stored
+    }
+}
+
+/// Row-major elements of `WIDTH` bytes to `[row tile][column][64 rows]`.
+///
+/// # Panics
+/// If the bytes are not whole elements.
+fn arrange_rows<const WIDTH: usize>(columns: usize, stored: &[u8], arranged: &mut [u8]) {
+    /// Columns at a time: what is written of them stays in the nearest cache.
+    const RUN: usize = 64;
+    let (stored, []) = stored.as_chunks::<WIDTH>() else { panic!("elements of {WIDTH} bytes") };
+    let (arranged, _) = arranged.as_chunks_mut::<WIDTH>();
+    let tile = (TILE * columns).max(1);
+    for (stored, arranged) in stored.chunks(tile).zip(arranged.chunks_mut(tile)) {
+        for first in (0..columns).step_by(RUN) {
+            for (row, stored) in stored.chunks(columns).enumerate() {
+                let run = &stored[first..columns.min(first + RUN)];
+                for (element, to) in run.iter().zip(arranged[first * TILE..].chunks_mut(TILE)) {
+                    to[row] = *element;
+                }
+            }
+        }
     }
 }
 

@@ -12,6 +12,8 @@
 
 use std::sync::OnceLock;
 
+use crate::fragments::{self, PackedRows};
+
 /// Rows, and k, of one tile.
 pub const TILE: usize = 64;
 
@@ -106,33 +108,40 @@ impl Tiling {
         tiles
     }
 
-    /// Tiles one row of tiles of a row-major matrix into `out` of [`Tiling::row_tile_bytes`] zero bytes.
+    /// Tiles one row of tiles of a row-major matrix, in the form of [`Tiling::tile`], into `out` of
+    /// [`Tiling::row_tile_bytes`] bytes, all of which are written.
     ///
     /// # Panics
     /// If `codes` or `out` have the wrong length.
     pub fn tile_rows(&self, codes: &[u8], row_tile: usize, out: &mut [u8]) {
         let width = self.bits.div_ceil(8);
         assert_eq!(codes.len(), self.n * self.k * width, "codes of a {} x {} matrix", self.n, self.k);
-        assert_eq!(out.len(), self.row_tile_bytes());
-        let slots = &order(self.bits).slot;
-        let first = row_tile * TILE;
-        for row in first..self.n.min(first + TILE) {
-            let line = &codes[row * self.k * width..(row + 1) * self.k * width];
-            let slots = &slots[(row - first) * TILE..(row - first + 1) * TILE];
-            for (tile, chunk) in line.chunks(TILE * width).enumerate() {
-                let out = &mut out[tile * self.tile_bytes()..(tile + 1) * self.tile_bytes()];
-                if self.bits == 4 {
-                    for (code, slot) in chunk.iter().zip(slots) {
-                        out[usize::from(*slot) / 2] |= (code & 15) << (4 * (slot & 1));
-                    }
-                } else {
-                    for (code, slot) in chunk.chunks_exact(width).zip(slots) {
-                        let at = usize::from(*slot) * width;
-                        out[at..at + width].copy_from_slice(code);
-                    }
-                }
+        let rows = row_tile * TILE..self.n.min((row_tile + 1) * TILE);
+        let codes = &codes[rows.start * self.k * width..rows.end * self.k * width];
+        if self.bits == 4 {
+            let length = self.k.div_ceil(2);
+            let mut packed = vec![0; rows.len() * length];
+            for (codes, packed) in codes.chunks(self.k.max(1)).zip(packed.chunks_mut(length.max(1))) {
+                fragments::pack_nibbles(codes, packed);
             }
+            self.tile_packed_rows(&packed, length, out);
+        } else {
+            self.tile_packed_rows(codes, self.k * width, out);
         }
+    }
+
+    /// Tiles at most 64 rows, one row of tiles, whose codes are packed: [`Tiling::bits`] bits each, one after the other,
+    /// 4-bit codes with the even k in the low half of a byte. Row `i` begins at `rows[i * stride]`; what comes after its
+    /// `k` codes is left out. All of `out`, [`Tiling::row_tile_bytes`] bytes, is written.
+    ///
+    /// # Panics
+    /// If `stride` is shorter than a row, or `rows` or `out` have the wrong length.
+    pub fn tile_packed_rows(&self, rows: &[u8], stride: usize, out: &mut [u8]) {
+        let length = (self.k * self.bits).div_ceil(8);
+        assert!(stride >= length && rows.len() <= TILE * stride, "at most {TILE} rows of {length} bytes");
+        assert!(stride == 0 || rows.len().is_multiple_of(stride), "whole rows");
+        assert_eq!(out.len(), self.row_tile_bytes());
+        fragments::tile(self, PackedRows { bytes: rows, stride, length }, out);
     }
 
     /// The inverse of [`Tiling::tile`].

@@ -16,7 +16,7 @@ use crate::manifest::{FORMAT, FORMAT_VERSION};
 use crate::output::{self, Overwrite, PARTIAL, Target};
 use crate::part_writer::write_part;
 use crate::{
-    Container, Digest, DigestWriter, Error, FileRecord, LeftOutRecord, MANIFEST, Manifest, PartContents,
+    Container, Digest, Error, FileRecord, LeftOutRecord, MANIFEST, Manifest, PartContents,
     PartRecord, Result, SourceRecord, part_file_name,
 };
 
@@ -130,31 +130,24 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes one part and records it as complete.
+    /// Writes one part beside its place, on the thread pool that this is called in.
     ///
     /// # Errors
     /// Where it cannot be written; what was recorded before stays valid.
     ///
     /// # Panics
     /// If a thread has panicked while writing.
-    pub fn write_part(&self, part: Part, contents: &PartContents) -> Result<()> {
-        let file = part_file_name(part);
-        let (stored_bytes, sha256, bytes) = self.write_file(&file, |file| {
-            let mut file = DigestWriter::new(io::BufWriter::with_capacity(1 << 20, file));
-            let stored = write_part(&mut file, part, contents)?;
-            file.flush()?;
-            let (_, digest, bytes) = file.finish();
-            Ok((stored, digest, bytes))
-        })?;
-        let tensors = contents.tensors.clone();
-        let record = PartRecord { part, file, bytes, sha256, stored_bytes, tensors };
-        let mut progress = self.lock();
-        if let Err(e) = progress.journal.append(&record) {
-            drop(progress);
-            return Err(self.write_error(&self.target.root, e));
-        }
-        progress.parts.insert(part, record);
-        Ok(())
+    pub fn write_part(&self, part: Part, contents: &PartContents<'_>) -> Result<WrittenPart<'_>> {
+        let (file, written) = self.write_beside(&part_file_name(part), |file| write_part(file, part, contents))?;
+        let record = PartRecord {
+            part,
+            file: part_file_name(part),
+            bytes: written.bytes,
+            sha256: written.sha256,
+            stored_bytes: written.stored_bytes,
+            tensors: written.tensors,
+        };
+        Ok(WrittenPart { writer: self, file, record })
     }
 
     /// Writes the manifest, which makes the container complete, puts it in its place, and opens it.
@@ -209,22 +202,41 @@ impl Writer {
     }
 
     /// Writes a file beside, makes it durable and renames it. On failure nothing is left of it.
-    fn write_file<T>(&self, name: &str, write: impl FnOnce(&mut File) -> io::Result<T>) -> Result<T> {
-        let path = self.target.root.join(name);
-        let beside = self.target.root.join(format!("{name}{PARTIAL}"));
-        let attempt = || -> io::Result<T> {
-            let mut file = File::create(&beside)?;
+    fn write_file(&self, name: &str, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
+        let (file, ()) = self.write_beside(name, write)?;
+        self.keep_file(name, &file)
+    }
+
+    fn write_beside<T>(
+        &self,
+        name: &str,
+        write: impl FnOnce(&mut File) -> io::Result<T>,
+    ) -> Result<(File, T)> {
+        let attempt = || -> io::Result<(File, T)> {
+            let mut file = File::create(self.beside(name))?;
             let value = write(&mut file)?;
-            file.sync_all()?;
-            fs::rename(&beside, &path)?;
-            output::sync(&self.target.root)?;
-            Ok(value)
+            Ok((file, value))
         };
-        attempt().map_err(|e| {
-            // The room that half a file takes is what the next attempt needs.
-            let _ = fs::remove_file(&beside);
-            self.write_error(&path, e)
-        })
+        attempt().map_err(|e| self.fail(name, e))
+    }
+
+    fn keep_file(&self, name: &str, file: &File) -> Result<()> {
+        let attempt = || -> io::Result<()> {
+            file.sync_all()?;
+            fs::rename(self.beside(name), self.target.root.join(name))?;
+            output::sync(&self.target.root)
+        };
+        attempt().map_err(|e| self.fail(name, e))
+    }
+
+    fn beside(&self, name: &str) -> PathBuf {
+        self.target.root.join(format!("{name}{PARTIAL}"))
+    }
+
+    fn fail(&self, name: &str, source: io::Error) -> Error {
+        // The room that half a file takes is what the next attempt needs.
+        let _ = fs::remove_file(self.beside(name));
+        self.write_error(&self.target.root.join(name), source)
     }
 
     fn write_error(&self, path: &Path, source: io::Error) -> Error {
@@ -248,6 +260,36 @@ impl Writer {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Progress> {
         self.progress.lock().expect("no thread has panicked while writing")
+    }
+}
+
+/// A part whose bytes are written, though not yet durable.
+#[derive(Debug)]
+#[must_use = "a part that is not kept is none"]
+pub struct WrittenPart<'a> {
+    writer: &'a Writer,
+    file: File,
+    record: PartRecord,
+}
+
+impl WrittenPart<'_> {
+    /// Makes the part durable, puts it in its place and records it as complete. Waits for the disk.
+    ///
+    /// # Errors
+    /// Where the disk fails; what was recorded before stays valid.
+    ///
+    /// # Panics
+    /// If a thread has panicked while writing.
+    pub fn keep(self) -> Result<()> {
+        let WrittenPart { writer, file, record } = self;
+        writer.keep_file(&record.file, &file)?;
+        let mut progress = writer.lock();
+        if let Err(e) = progress.journal.append(&record) {
+            drop(progress);
+            return Err(writer.write_error(&writer.target.root, e));
+        }
+        progress.parts.insert(record.part, record);
+        Ok(())
     }
 }
 

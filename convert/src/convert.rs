@@ -5,15 +5,15 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use ctq_container::{Container, Digest, LeftOutRecord, Overwrite, SourceRecord, Writer};
+use ctq_container::{Container, Digest, LeftOutRecord, Overwrite, SourceRecord, Writer, WrittenPart};
 use ctq_model::inventory::{Inventory, Part};
 use ctq_model::{Checkpoint, TensorSource};
 use rayon::prelude::*;
 
 use crate::{Error, Result, part, plan};
 
-/// Parts held in memory at a time, at most. Matrices of a part are encoded in parallel, so a few parts keep any number
-/// of threads busy; more would only take memory.
+/// Parts under way at a time. Each has a file that is hashed in one order and then waits for the disk, so that a few
+/// keep any number of threads busy.
 const PARTS_IN_FLIGHT: usize = 4;
 
 /// Files of a checkpoint that travel along, where they exist.
@@ -133,9 +133,12 @@ impl Job<'_> {
 
     fn one(&self, pool: &rayon::ThreadPool, part: Part) -> Result<()> {
         let file_index = |name: &str| file_index(self.source, self.record, name);
-        let contents =
-            pool.install(|| part::contents(self.source, self.inventory.part(part), &file_index))?;
-        self.writer.write_part(part, &contents)?;
+        let written = pool.install(|| -> Result<WrittenPart<'_>> {
+            let contents = part::contents(self.source, self.inventory.part(part), &file_index)?;
+            Ok(self.writer.write_part(part, &contents)?)
+        })?;
+        // The disk has its time while the pool is at the next part.
+        written.keep()?;
         (self.observer)(self.tally.finish(part));
         Ok(())
     }

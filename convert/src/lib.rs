@@ -10,6 +10,7 @@
 pub mod codec;
 mod convert;
 mod error;
+mod loss;
 mod original;
 mod part;
 mod plan;

@@ -1,17 +1,19 @@
 //! One part of a checkpoint, encoded and tiled: for a runtime as it is, or for a container with everything that makes
 //! it lossless.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use ctq_container::{Digest, Exception, Origin, PartContents, PartTiles, RawVector, TensorRecord};
+use ctq_container::{
+    Digest, Origin, PartContents, PartTensor, PartTiles, RawVector, StreamedMatrix, TensorDigest,
+};
 use ctq_model::inventory::{Linear, PartInventory};
 use ctq_model::scheme::{Activation, ActivationScale};
-use ctq_model::{Error, QuantMatrix, Result, TensorSource};
+use ctq_model::{Error, Result, TensorSource};
 use rayon::prelude::*;
 
-use crate::codec::{self, Leaf};
-use crate::tiles::{tile, tile_linear};
+use crate::codec::{self, CodeRows, Leaf};
+use crate::loss::Loss;
+use crate::tiles::{tile_around, tile_linear};
 
 /// What a runtime needs of a part. The same bits as the part of a container.
 pub(crate) fn tiles(source: &dyn TensorSource, part: &PartInventory) -> Result<PartTiles> {
@@ -20,30 +22,33 @@ pub(crate) fn tiles(source: &dyn TensorSource, part: &PartInventory) -> Result<P
     Ok(PartTiles { matrices: modules.zip(matrices).collect(), vectors: vectors(source, part)? })
 }
 
-/// What a container holds of a part: its tiles, and whatever of the original tensors the tiles do not regenerate.
+/// What a container holds of a part: its tiles, to be made while they are written, and whatever of the original tensors
+/// the tiles do not regenerate.
 ///
 /// `file_index` gives the number of the source's file that holds a tensor.
-pub(crate) fn contents(
-    source: &dyn TensorSource,
-    part: &PartInventory,
+pub(crate) fn contents<'a>(
+    source: &'a dyn TensorSource,
+    part: &'a PartInventory,
     file_index: &(dyn Fn(&str) -> usize + Sync),
-) -> Result<PartContents> {
+) -> Result<PartContents<'a>> {
     let mut contents = PartContents::default();
     let mut kept = BTreeMap::new();
-    let encoded = in_order(&part.linears, |linear| {
-        let matrix = codec::encode(source, linear)?;
-        Ok((tile(&matrix), losses(source, part, linear, &matrix)?))
-    })?;
-    for (linear, (tiled, losses)) in part.linears.iter().zip(encoded) {
-        contents.tiles.matrices.insert(linear.module.clone(), tiled);
-        kept.extend(losses);
+    let mut of_codes = BTreeMap::new();
+    for (linear, read) in part.linears.iter().zip(in_order(&part.linears, |linear| read(source, part, linear))?) {
+        of_codes.insert(read.codes_tensor, linear.module.clone());
+        contents.matrices.insert(linear.module.clone(), read.matrix);
+        kept.extend(read.losses);
     }
-    contents.tiles.vectors = vectors(source, part)?;
+    contents.vectors = vectors(source, part)?;
     contents.tensors = in_order(&part.tensors, |name| {
         let tensor = tensor(source, name)?;
-        let (dtype, shape, sha256) = (tensor.dtype, tensor.shape.clone(), Digest::of(&tensor.bytes));
+        let sha256 = match of_codes.get(name) {
+            Some(module) => TensorDigest::OfCodes(module.clone()),
+            None => TensorDigest::Known(Digest::of(&tensor.bytes)),
+        };
+        let (dtype, shape, file) = (tensor.dtype, tensor.shape, file_index(name));
         let origin = kept.get(name).map_or(Origin::Stored, Loss::origin);
-        Ok(TensorRecord { name: name.clone(), dtype, shape, sha256, file: file_index(name), origin })
+        Ok(PartTensor { name: name.clone(), dtype, shape, file, origin, sha256 })
     })?;
     for (name, loss) in kept {
         match loss {
@@ -60,57 +65,36 @@ pub(crate) fn contents(
     Ok(contents)
 }
 
-/// What the tiles lose of an original tensor.
-enum Loss {
-    Nothing,
-    Bytes(Vec<Exception>),
-    Everything,
+/// A linear that has been looked through, and is ready to be tiled.
+struct Read<'a> {
+    matrix: StreamedMatrix<'a>,
+    /// Name of the tensor that holds its codes.
+    codes_tensor: String,
+    /// What the tiles lose of each tensor on the weight's side.
+    losses: Vec<(String, Loss)>,
 }
 
-impl Loss {
-    fn origin(&self) -> Origin {
-        match self {
-            Loss::Nothing => Origin::Tiles,
-            Loss::Bytes(_) => Origin::TilesWithExceptions,
-            Loss::Everything => Origin::Original,
-        }
-    }
-
-    /// Compares what comes back with what was there.
-    fn between(original: &[u8], regenerated: Option<Cow<'_, [u8]>>) -> Loss {
-        /// What an exception takes in a container; a list that is longer than the tensor is not worth it.
-        const EXCEPTION_BYTES: usize = 9;
-        let Some(regenerated) = regenerated.filter(|bytes| bytes.len() == original.len()) else {
-            return Loss::Everything;
-        };
-        if *regenerated == *original {
-            return Loss::Nothing;
-        }
-        let differing = original.iter().zip(&*regenerated).enumerate().filter(|(_, (a, b))| a != b);
-        let limit = original.len() / EXCEPTION_BYTES;
-        let exceptions: Vec<Exception> = differing
-            .take(limit + 1)
-            .map(|(offset, (byte, _))| Exception { offset: offset as u64, byte: *byte })
-            .collect();
-        if exceptions.len() > limit { Loss::Everything } else { Loss::Bytes(exceptions) }
-    }
-}
-
-/// What the tiles lose of each tensor on the weight's side of one linear.
-fn losses(
-    source: &dyn TensorSource,
-    part: &PartInventory,
-    linear: &Linear,
-    matrix: &QuantMatrix,
-) -> Result<Vec<(String, Loss)>> {
+fn read<'a>(source: &'a dyn TensorSource, part: &PartInventory, linear: &'a Linear) -> Result<Read<'a>> {
+    let codes = CodeRows::new(source, linear)?;
+    codes.check_all()?;
+    let bare = codec::encode_around(source, linear, Vec::new())?;
+    let codes_tensor = codes.tensor_name();
     let mut losses = Vec::new();
     for name in &part.tensors {
         let Some(leaf) = weight_leaf(name, linear) else { continue };
-        let tensor = tensor(source, name)?;
-        let regenerated = codec::regenerate(matrix, linear, leaf, tensor.dtype);
-        losses.push((name.clone(), Loss::between(&tensor.bytes, regenerated)));
+        let loss = match leaf {
+            Leaf::Codes if *name == codes_tensor => codes.loss(),
+            // A second tensor of codes, which nothing is made of.
+            Leaf::Codes => Loss::Everything,
+            Leaf::Scales | Leaf::Zeros | Leaf::GroupIndex | Leaf::Shape | Leaf::GlobalScale => {
+                let tensor = tensor(source, name)?;
+                Loss::between(&tensor.bytes, codec::regenerate(&bare, linear, leaf, tensor.dtype))
+            }
+        };
+        losses.push((name.clone(), loss));
     }
-    Ok(losses)
+    let matrix = StreamedMatrix { matrix: tile_around(&bare, Vec::new()), codes: Box::new(codes) };
+    Ok(Read { matrix, codes_tensor, losses })
 }
 
 /// What `tensor` says of the weight of `linear`; `None` where it says nothing of it.
@@ -168,7 +152,10 @@ fn tensor<'a>(source: &'a dyn TensorSource, name: &str) -> Result<ctq_model::Ten
 }
 
 /// Does the work in parallel and reports the first failure in the order of `items`.
-fn in_order<T: Sync, U: Send>(items: &[T], work: impl Fn(&T) -> Result<U> + Send + Sync) -> Result<Vec<U>> {
+fn in_order<'a, T: Sync, U: Send>(
+    items: &'a [T],
+    work: impl Fn(&'a T) -> Result<U> + Send + Sync,
+) -> Result<Vec<U>> {
     let results: Vec<Result<U>> = items.par_iter().map(work).collect();
     results.into_iter().collect()
 }

@@ -1,7 +1,7 @@
 //! Between the two orders of one matrix: unpacked and row-major ([`QuantMatrix`]), and tiled ([`TiledMatrix`]). A
 //! bijection on everything but the padding.
 
-use ctq_container::{ScaleTable, TILE, TiledMatrix, Tiling};
+use ctq_container::{ScaleTable, TiledMatrix, Tiling};
 use ctq_model::inventory::Linear;
 use ctq_model::matrix::Scales;
 use ctq_model::{QuantMatrix, Result, TensorSource};
@@ -24,27 +24,20 @@ pub fn tile(matrix: &QuantMatrix) -> TiledMatrix {
 /// As [`codec::encode`].
 pub(crate) fn tile_linear(source: &dyn TensorSource, linear: &Linear) -> Result<TiledMatrix> {
     let bare = codec::encode_around(source, linear, Vec::new())?;
-    let rows = CodeRows::new(source, linear, bare.permutation.as_deref())?;
-    let (n, k, bits) = (bare.n, bare.k, bare.code.tile_bits());
-    let tiling = Tiling::new(n, k, bits);
-    let mut codes = vec![0; tiling.bytes()];
-    let tile_rows = |(row_tile, out): (usize, &mut [u8])| {
-        let part = row_tile * TILE..n.min((row_tile + 1) * TILE);
-        let mut unpacked = vec![0; part.len() * rows.length];
-        rows.unpack(part.clone(), &mut unpacked).err().or_else(|| {
-            Tiling::new(part.len(), k, bits).tile_rows(&unpacked, 0, out);
-            None
-        })
-    };
-    let row_tiles = codes.par_chunks_exact_mut(tiling.row_tile_bytes());
-    match row_tiles.enumerate().find_map_first(tile_rows) {
-        Some(error) => Err(error),
-        None => Ok(tile_around(&bare, codes)),
-    }
+    let rows = CodeRows::new(source, linear)?;
+    let mut codes = vec![0; rows.tiling().bytes()];
+    let row_tiles = codes.par_chunks_exact_mut(rows.tiling().row_tile_bytes()).enumerate();
+    let failures = row_tiles.map_init(Vec::new, |scratch, (row_tile, out)| {
+        rows.check(rows.rows(row_tile))?;
+        rows.tile_one(row_tile, out, scratch);
+        Ok(())
+    });
+    failures.find_first(Result::is_err).unwrap_or(Ok(()))?;
+    Ok(tile_around(&bare, codes))
 }
 
 /// Everything of a matrix but its codes, beside tiled `codes`.
-fn tile_around(matrix: &QuantMatrix, codes: Vec<u8>) -> TiledMatrix {
+pub(crate) fn tile_around(matrix: &QuantMatrix, codes: Vec<u8>) -> TiledMatrix {
     let (n, k) = (matrix.n, matrix.k);
     let scales = matrix.scales.as_ref().map(|scales| ScaleTable {
         dtype: scales.dtype,

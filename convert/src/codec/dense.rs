@@ -2,7 +2,7 @@
 
 use ctq_model::DType;
 
-use super::{BadCode, Codec, values};
+use super::{BadCode, Codec, RowLayout, values};
 
 /// `weight` in a float type.
 pub(super) struct Dense {
@@ -14,12 +14,19 @@ impl Codec for Dense {
         k * self.dtype.bytes()
     }
 
-    fn unpack_row(&self, stored: &[u8], codes: &mut [u8]) -> Result<(), BadCode> {
-        codes.copy_from_slice(stored);
+    fn layout(&self) -> RowLayout {
+        RowLayout::AsTiled
+    }
+
+    fn check_row(&self, stored: &[u8]) -> Result<(), BadCode> {
         match values::first_flaw(self.dtype, stored) {
             None => Ok(()),
             Some((column, flaw)) => Err(BadCode { column, what: format!("the weight is {flaw}") }),
         }
+    }
+
+    fn unpack_row(&self, stored: &[u8], codes: &mut [u8]) {
+        codes.copy_from_slice(stored);
     }
 
     fn pack_row(&self, codes: &[u8], stored: &mut [u8]) {

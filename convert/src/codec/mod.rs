@@ -12,11 +12,10 @@ mod nibbles;
 mod nvfp4;
 mod pack;
 mod plain;
+mod rows;
 mod scales;
 mod values;
 mod zeros;
-
-use std::ops::Range;
 
 use ctq_model::inventory::Linear;
 use ctq_model::scheme::Storage;
@@ -24,6 +23,7 @@ use ctq_model::{QuantMatrix, Result, Tensor, TensorSource};
 use rayon::prelude::*;
 
 pub use inverse::{Leaf, regenerate};
+pub(crate) use rows::CodeRows;
 pub(crate) use values::check_vector;
 
 /// How one row of codes lies in the tensor that holds it.
@@ -31,14 +31,30 @@ trait Codec: Send + Sync {
     /// Bytes that a row of `k` codes takes in the tensor.
     fn row_bytes(&self, k: usize) -> usize;
 
-    /// Unpacks one row; `codes` has [`ctq_model::matrix::Code::unpacked_bytes`] bytes a code.
+    /// Whether a row's bytes lie as a tile takes them.
+    fn layout(&self) -> RowLayout;
+
+    /// Holds one row against its format.
     ///
     /// # Errors
     /// The first code that is none.
-    fn unpack_row(&self, stored: &[u8], codes: &mut [u8]) -> std::result::Result<(), BadCode>;
+    fn check_row(&self, stored: &[u8]) -> std::result::Result<(), BadCode>;
+
+    /// Unpacks one row; `codes` has [`ctq_model::matrix::Code::unpacked_bytes`] bytes a code. Of a row that does not pass
+    /// [`Codec::check_row`] come codes of no meaning.
+    fn unpack_row(&self, stored: &[u8], codes: &mut [u8]);
 
     /// The inverse: packs one row into `stored`, which is all zeros.
     fn pack_row(&self, codes: &[u8], stored: &mut [u8]);
+}
+
+/// How the codes of a row follow one another in the tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RowLayout {
+    /// As [`ctq_container::Tiling::tile_packed_rows`] takes them.
+    AsTiled,
+    /// In a way of its own.
+    Own,
 }
 
 /// A stored code that stands for no weight.
@@ -67,14 +83,12 @@ fn codec(storage: Storage) -> Box<dyn Codec> {
 /// # Errors
 /// Names the tensor, row and column of a scale or weight that is not a number, or of a code out of its range.
 pub fn encode(source: &dyn TensorSource, linear: &Linear) -> Result<QuantMatrix> {
-    let permutation = act_order::read(&Module { source, linear })?;
-    let rows = CodeRows::new(source, linear, permutation.as_deref())?;
-    let mut codes = vec![0; linear.n * rows.length];
-    let parts = codes.par_chunks_exact_mut(rows.length.max(1)).enumerate();
-    match parts.find_map_first(|(row, codes)| rows.unpack(row..row + 1, codes).err()) {
-        Some(error) => Err(error),
-        None => encode_around(source, linear, codes),
-    }
+    let rows = CodeRows::new(source, linear)?;
+    rows.check_all()?;
+    let mut codes = vec![0; linear.n * rows.unpacked];
+    let parts = codes.par_chunks_exact_mut(rows.unpacked.max(1)).enumerate();
+    parts.for_each(|(row, codes)| rows.unpack(row, codes));
+    encode_around(source, linear, codes)
 }
 
 /// As [`encode`] with codes that come from elsewhere.
@@ -132,56 +146,6 @@ impl<'a> Module<'a> {
     fn bad(&self, leaf: &str, what: impl Into<String>) -> ctq_model::Error {
         let name = self.name(leaf);
         ctq_model::Error::tensor(self.source.file_of(&name), &name, what, REWRITE)
-    }
-}
-
-/// The codes of one linear, unpacked some rows at a time.
-pub(crate) struct CodeRows<'a> {
-    module: Module<'a>,
-    tensor: Tensor<'a>,
-    leaf: &'static str,
-    codec: Box<dyn Codec>,
-    permutation: Option<&'a [u32]>,
-    /// Bytes of an unpacked row.
-    pub(crate) length: usize,
-}
-
-impl<'a> CodeRows<'a> {
-    /// Columns in the order of `permutation`, which is the linear's.
-    ///
-    /// # Errors
-    /// Where the tensor is not there, or has not its length.
-    pub(crate) fn new(
-        source: &'a dyn TensorSource,
-        linear: &'a Linear,
-        permutation: Option<&'a [u32]>,
-    ) -> Result<CodeRows<'a>> {
-        let module = Module { source, linear };
-        let codec = codec(linear.scheme.storage);
-        let leaf = module.codes_leaf();
-        let tensor = module.tensor(leaf, linear.n * codec.row_bytes(linear.k))?;
-        let length = linear.k * linear.scheme.storage.code().unpacked_bytes();
-        Ok(CodeRows { module, tensor, leaf, codec, permutation, length })
-    }
-
-    /// Unpacks rows `rows` into `codes`, one after the other.
-    ///
-    /// # Errors
-    /// Names row and column of the first code that is none.
-    pub(crate) fn unpack(&self, rows: Range<usize>, codes: &mut [u8]) -> Result<()> {
-        let linear = self.module.linear;
-        let stored = self.codec.row_bytes(linear.k);
-        for (row, codes) in rows.zip(codes.chunks_exact_mut(self.length.max(1))) {
-            let bytes = &self.tensor.bytes[row * stored..(row + 1) * stored];
-            self.codec.unpack_row(bytes, codes).map_err(|bad| {
-                self.module.bad(self.leaf, format!("row {row}, column {}: {}", bad.column, bad.what))
-            })?;
-            if let Some(permutation) = self.permutation {
-                let before = codes.to_vec();
-                act_order::gather(permutation, linear.scheme.storage.code().unpacked_bytes(), &before, codes);
-            }
-        }
-        Ok(())
     }
 }
 

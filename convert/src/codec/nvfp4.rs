@@ -3,7 +3,7 @@
 use ctq_model::matrix::Formula;
 use ctq_model::{DType, Result};
 
-use super::{BadCode, Codec, Module, nibbles, values};
+use super::{BadCode, Codec, Module, RowLayout, nibbles, values};
 
 /// `weight_packed` U8 of E2M1 codes. All 16 codes are numbers.
 pub(super) struct Nvfp4;
@@ -13,9 +13,16 @@ impl Codec for Nvfp4 {
         k.div_ceil(2)
     }
 
-    fn unpack_row(&self, stored: &[u8], codes: &mut [u8]) -> Result<(), BadCode> {
-        nibbles::unpack(stored, codes);
+    fn layout(&self) -> RowLayout {
+        RowLayout::AsTiled
+    }
+
+    fn check_row(&self, _: &[u8]) -> Result<(), BadCode> {
         Ok(())
+    }
+
+    fn unpack_row(&self, stored: &[u8], codes: &mut [u8]) {
+        nibbles::unpack(stored, codes);
     }
 
     fn pack_row(&self, codes: &[u8], stored: &mut [u8]) {

@@ -5,7 +5,7 @@
 
 use ctq_model::scheme::WordLayout;
 
-use super::{BadCode, Codec};
+use super::{BadCode, Codec, RowLayout};
 
 /// `weight_packed` I32.
 pub(super) struct PackedInt {
@@ -18,9 +18,17 @@ impl Codec for PackedInt {
         self.layout.words(self.bits, k) * 4
     }
 
-    fn unpack_row(&self, stored: &[u8], codes: &mut [u8]) -> Result<(), BadCode> {
-        self.unpack(stored, codes);
+    /// Widths that fill bytes leave no gap in a word, in either layout.
+    fn layout(&self) -> RowLayout {
+        if matches!(self.bits, 4 | 8) { RowLayout::AsTiled } else { RowLayout::Own }
+    }
+
+    fn check_row(&self, _: &[u8]) -> Result<(), BadCode> {
         Ok(())
+    }
+
+    fn unpack_row(&self, stored: &[u8], codes: &mut [u8]) {
+        self.unpack(stored, codes);
     }
 
     fn pack_row(&self, codes: &[u8], stored: &mut [u8]) {

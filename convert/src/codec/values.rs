@@ -39,8 +39,46 @@ const fn split(bits: u32, exponent: u32, mantissa: u32) -> (bool, bool) {
 
 /// Index and flaw of the first element that is not a finite number.
 pub(crate) fn first_flaw(dtype: DType, bytes: &[u8]) -> Option<(usize, &'static str)> {
-    let elements = bytes.chunks_exact(dtype.bytes()).enumerate();
-    elements.into_iter().find_map(|(index, element)| flaw(dtype, element).map(|flaw| (index, flaw)))
+    let width = dtype.bytes();
+    // Whole runs are looked through first, without a branch an element.
+    let mut runs = bytes.chunks(RUN * width).enumerate().filter(|(_, run)| may_be_flawed(dtype, run));
+    runs.find_map(|(number, run)| {
+        let mut elements = run.chunks_exact(width).enumerate();
+        elements.find_map(|(index, element)| flaw(dtype, element).map(|flaw| (number * RUN + index, flaw)))
+    })
+}
+
+/// Elements that are looked through at a time.
+const RUN: usize = 2048;
+
+/// False only where no element has a flaw: where the largest magnitude is below that of all flaws.
+fn may_be_flawed(dtype: DType, bytes: &[u8]) -> bool {
+    let bytes_of = |mask: u8| bytes.iter().fold(0, |largest, byte| largest.max(byte & mask));
+    let halves = || {
+        let magnitude = |half: &[u8; 2]| i16::from_le_bytes(*half) & 0x7fff;
+        bytes.as_chunks().0.iter().fold(0, |largest, half| largest.max(magnitude(half)))
+    };
+    match dtype {
+        DType::F16 => halves() >= 0x7c00,
+        DType::BF16 => halves() >= 0x7f80,
+        DType::F32 => {
+            let magnitude = |word: &[u8; 4]| i32::from_le_bytes(*word) & 0x7fff_ffff;
+            let words = bytes.as_chunks().0.iter();
+            words.fold(0, |largest, word| largest.max(magnitude(word))) >= 0x7f80_0000
+        }
+        DType::F8E4M3 => bytes_of(0x7f) == 0x7f,
+        DType::U8 | DType::F8E8M0 => bytes_of(0xff) == 0xff,
+        DType::Bool
+        | DType::I8
+        | DType::U16
+        | DType::I16
+        | DType::U32
+        | DType::I32
+        | DType::U64
+        | DType::I64
+        | DType::F8E5M2
+        | DType::F64 => false,
+    }
 }
 
 /// Checks a float vector that is used as it is stored: a norm's weight, a bias, a static scale.
@@ -76,5 +114,34 @@ mod tests {
         assert_eq!(nan, [0x7f, 0xff]);
         let nan: Vec<u8> = (0..=255).filter(|byte| flaw(DType::U8, &[*byte]).is_some()).collect();
         assert_eq!(nan, [0xff]);
+    }
+
+    /// Every bit pattern of a half and the corners of the others, at either end of a run and beyond the first.
+    #[test]
+    fn looking_through_runs_overlooks_nothing() {
+        let halves: Vec<Vec<u8>> = (0..=u16::MAX).map(|bits| bits.to_le_bytes().to_vec()).collect();
+        let words = [0_u32, 0x7f7f_ffff, 0x7f80_0000, 0xff80_0000, 0x7fc0_0000, 0x8000_0000, 0xff7f_ffff];
+        let words = words.map(|bits| bits.to_le_bytes().to_vec()).to_vec();
+        let bytes: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
+        let cases = [
+            (DType::BF16, &halves),
+            (DType::F16, &halves),
+            (DType::F32, &words),
+            (DType::F8E4M3, &bytes),
+            (DType::U8, &bytes),
+            (DType::F8E8M0, &bytes),
+        ];
+        for (dtype, patterns) in cases {
+            for pattern in patterns {
+                assert_eq!(may_be_flawed(dtype, pattern), flaw(dtype, pattern).is_some(), "{dtype} {pattern:x?}");
+            }
+        }
+        for at in [0, RUN - 1, RUN, 2 * RUN + 7] {
+            let mut bytes = vec![0; (2 * RUN + 8) * 2];
+            bytes[at * 2..at * 2 + 2].copy_from_slice(&0x7f80_u16.to_le_bytes());
+            assert_eq!(first_flaw(DType::BF16, &bytes), Some((at, "infinite")));
+            bytes[(2 * RUN + 7) * 2..].copy_from_slice(&0xffff_u16.to_le_bytes());
+            assert_eq!(first_flaw(DType::BF16, &bytes).unwrap().0, at);
+        }
     }
 }
