@@ -6,6 +6,7 @@
 //! bits; 64 become 128 for those of 32.
 
 use crate::Tiling;
+use crate::sixteen::Sixteen;
 use crate::tiling::TILE;
 
 /// Bytes of a row that go to one run, for codes of up to 16 bits.
@@ -81,66 +82,53 @@ fn tile_by<const IN: usize, const OUT: usize>(
 /// those after them in its upper half.
 #[inline(always)]
 fn nibbles(first: &[u8; STRIP], second: &[u8; STRIP]) -> [u8; 2 * STRIP] {
-    const LOW: u64 = 0x0f0f_0f0f_0f0f_0f0f;
-    let mut words = [[0; 16]; 4];
-    let strips = first.as_chunks::<8>().0.iter().zip(second.as_chunks::<8>().0);
-    for (words, (first, second)) in words.iter_mut().zip(strips) {
-        let (first, second) = (u64::from_le_bytes(*first), u64::from_le_bytes(*second));
-        let even = (first & LOW | (second & LOW) << 4).to_le_bytes();
-        let odd = ((first >> 4) & LOW | second & !LOW).to_le_bytes();
-        for q in 0..4 {
-            words[4 * q] = even[q];
-            words[4 * q + 1] = even[4 + q];
-            words[4 * q + 2] = odd[q];
-            words[4 * q + 3] = odd[4 + q];
-        }
-    }
-    transpose(words)
+    // Bytes of each row: of every sixteen k those of the first eight and of the others by turns.
+    let by_turns = |row: &[u8; STRIP]| {
+        let [low, high] = sixteens(row);
+        let [low, high] = Sixteen::zip::<4>(low, high);
+        let [low, high] = Sixteen::zip::<4>(low, high);
+        Sixteen::zip::<1>(low, high)
+    };
+    let ([a, b], [c, d]) = (by_turns(first), by_turns(second));
+    let [even, odd] = Sixteen::zip_nibbles(a, c);
+    let [w0, w1] = Sixteen::zip::<2>(even, odd);
+    let [even, odd] = Sixteen::zip_nibbles(b, d);
+    let [w2, w3] = Sixteen::zip::<2>(even, odd);
+    transpose([w0, w1, w2, w3])
 }
 
 /// 32 k of 8 bits: word `w` of lane `q` has the codes 8 w + 2 q of both rows, then those after them.
 #[inline(always)]
 fn octets(first: &[u8; STRIP], second: &[u8; STRIP]) -> [u8; 2 * STRIP] {
-    let mut words = [[0; 16]; 4];
-    let strips = first.as_chunks::<8>().0.iter().zip(second.as_chunks::<8>().0);
-    for (words, (first, second)) in words.iter_mut().zip(strips) {
-        for (pair, (first, second)) in words.as_chunks_mut::<2>().0.iter_mut().zip(first.iter().zip(second)) {
-            *pair = [*first, *second];
-        }
-    }
-    transpose(words)
+    let ([a, b], [c, d]) = (sixteens(first), sixteens(second));
+    let ([w0, w1], [w2, w3]) = (Sixteen::zip::<1>(a, c), Sixteen::zip::<1>(b, d));
+    transpose([w0, w1, w2, w3])
 }
 
 /// 16 k of 16 bits: the words of lane `q` have codes 2 q and 2 q + 1 of the first row, the same of the second, and the
 /// same of both 8 k further.
 #[inline(always)]
 fn pairs(first: &[u8; STRIP], second: &[u8; STRIP]) -> [u8; 2 * STRIP] {
-    let (first, second) = (first.as_chunks::<16>().0, second.as_chunks::<16>().0);
-    transpose([first[0], second[0], first[1], second[1]])
+    let ([a, b], [c, d]) = (sixteens(first), sixteens(second));
+    transpose([a, c, b, d])
 }
 
-/// From word `q` of row `w` to word `w` of lane `q`, in two steps that a compiler makes vector instructions of.
 #[inline(always)]
-fn transpose(words: [[u8; 16]; 4]) -> [u8; 2 * STRIP] {
-    let ((a, b), (c, d)) = (zip::<4>(words[0], words[1]), zip::<4>(words[2], words[3]));
-    let ((first, second), (third, fourth)) = (zip::<8>(a, c), zip::<8>(b, d));
+fn sixteens(row: &[u8; STRIP]) -> [Sixteen; 2] {
+    let halves = row.as_chunks().0;
+    [Sixteen::of(halves[0]), Sixteen::of(halves[1])]
+}
+
+/// From word `q` of the `w`-th to word `w` of lane `q`.
+#[inline(always)]
+fn transpose(words: [Sixteen; 4]) -> [u8; 2 * STRIP] {
+    let ([a, b], [c, d]) = (Sixteen::zip::<4>(words[0], words[1]), Sixteen::zip::<4>(words[2], words[3]));
+    let ([w, x], [y, z]) = (Sixteen::zip::<8>(a, c), Sixteen::zip::<8>(b, d));
     let mut lanes = [0; 2 * STRIP];
-    for (to, lane) in lanes.as_chunks_mut::<16>().0.iter_mut().zip([first, second, third, fourth]) {
-        *to = lane;
+    for (to, lane) in lanes.as_chunks_mut().0.iter_mut().zip([w, x, y, z]) {
+        *to = lane.bytes();
     }
     lanes
-}
-
-/// Groups of `N` bytes of `a` and `b` in turn: those of the lower halves, and those of the upper.
-#[inline(always)]
-fn zip<const N: usize>(a: [u8; 16], b: [u8; 16]) -> ([u8; 16], [u8; 16]) {
-    let (mut low, mut high) = ([0; 16], [0; 16]);
-    for at in 0..8 {
-        let to = at / N * 2 * N + at % N;
-        (low[to], low[to + N]) = (a[at], b[at]);
-        (high[to], high[to + N]) = (a[8 + at], b[8 + at]);
-    }
-    (low, high)
 }
 
 /// As [`pairs`], of 32 bits.

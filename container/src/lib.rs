@@ -20,6 +20,7 @@ mod output;
 mod part_file;
 mod part_metadata;
 mod part_writer;
+mod sixteen;
 mod source;
 mod streamed;
 mod tiled;
