@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use ctq_model::inventory::Part;
+use rayon::ThreadPool;
 use serde_json::{Map, Value, json};
 
 use crate::manifest::FORMAT_VERSION;
@@ -43,11 +44,12 @@ pub(crate) struct Written {
     pub(crate) tensors: Vec<TensorRecord>,
 }
 
-/// Writes the file, on the thread pool that this is called in.
+/// Writes the file; what can be done at once is done by `pool`.
 pub(crate) fn write_part(
     out: &mut (impl Write + Send),
     part: Part,
     contents: &PartContents<'_>,
+    pool: &ThreadPool,
 ) -> io::Result<Written> {
     let blobs = blobs(contents);
     let header = header(&metadata(part, contents)?, &blobs)?;
@@ -61,7 +63,7 @@ pub(crate) fn write_part(
         });
         sections.push(Section::Bytes(&zeros[..padded(blob.length()) - blob.length()]));
     }
-    let streamed = streamed::write(out, &sections)?;
+    let streamed = streamed::write(out, &sections, pool)?;
     let tensors = contents.tensors.iter().map(|tensor| {
         let missing = || io::Error::other(format!("the codes of `{}` were not handed over", tensor.name));
         tensor.record(&streamed.of_codes).ok_or_else(missing)
@@ -132,7 +134,8 @@ fn metadata(part: Part, contents: &PartContents<'_>) -> io::Result<PartMetadata>
         codes: streamed.code_bytes(),
         ..MatrixRecord::of_matrix(&streamed.matrix)
     };
-    let matrices = contents.matrices.iter().map(|(module, matrix)| (module.clone(), record(matrix))).collect();
+    let matrices =
+        contents.matrices.iter().map(|(module, matrix)| (module.clone(), record(matrix))).collect();
     let mut tensors = BTreeMap::new();
     for record in contents.tensors.iter().filter(|record| record.origin == Origin::Stored) {
         let Some(vector) = contents.vectors.get(&record.name) else {
@@ -192,6 +195,10 @@ mod tests {
         }
     }
 
+    fn pool() -> ThreadPool {
+        rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap()
+    }
+
     fn contents() -> PartContents<'static> {
         let bytes = vec![1, 2, 3, 4, 5, 6];
         let mut contents = PartContents::default();
@@ -213,7 +220,7 @@ mod tests {
     #[test]
     fn any_safetensors_reader_opens_a_part_and_its_data_is_aligned() {
         let mut file = Vec::new();
-        let written = write_part(&mut file, Part::Head, &contents()).unwrap();
+        let written = write_part(&mut file, Part::Head, &contents(), &pool()).unwrap();
         assert_eq!(written.stored_bytes, 6 + 18);
         assert_eq!((written.bytes, written.sha256), (file.len() as u64, Digest::of(&file)));
         let tensors = SafeTensors::deserialize(&file).unwrap();
@@ -229,11 +236,11 @@ mod tests {
     #[test]
     fn a_full_disk_is_passed_on_from_wherever_it_strikes() {
         let mut file = Vec::new();
-        write_part(&mut file, Part::Head, &contents()).unwrap();
+        write_part(&mut file, Part::Head, &contents(), &pool()).unwrap();
         for room in [0, 7, 100, 4096, file.len() - 1] {
-            let error = write_part(&mut Full { room }, Part::Head, &contents()).unwrap_err();
+            let error = write_part(&mut Full { room }, Part::Head, &contents(), &pool()).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::StorageFull);
         }
-        write_part(&mut Full { room: file.len() }, Part::Head, &contents()).unwrap();
+        write_part(&mut Full { room: file.len() }, Part::Head, &contents(), &pool()).unwrap();
     }
 }

@@ -5,13 +5,14 @@ use std::io::{self, Write};
 use std::ops::Range;
 
 use ctq_model::DType;
+use rayon::ThreadPool;
 
 use crate::digest::Running;
 use crate::{Digest, Origin, TensorRecord, TiledMatrix};
 
 /// Bytes that are made, hashed and written at a time: what still lies in a shared cache when it is hashed. One row of
 /// tiles at least.
-const PIECE: usize = 2 << 20;
+const PIECE: usize = 1 << 20;
 
 /// The codes of one matrix, tiled some rows of tiles at a time.
 pub trait TileCodes: Send + Sync {
@@ -100,25 +101,26 @@ pub(crate) struct Streamed<'a> {
     pub(crate) of_codes: BTreeMap<&'a str, Digest>,
 }
 
-/// Writes all sections. While one piece is hashed and written, the next one is made: on the thread pool that this is
-/// called in, with memory for two pieces.
-pub(crate) fn write<'a>(out: &mut (impl Write + Send), sections: &[Section<'a>]) -> io::Result<Streamed<'a>> {
+/// Writes all sections. While one piece is hashed and written, the next one is made, in memory for two pieces. Each step
+/// goes to `pool` by itself, so that files that are written at once wait for one another's steps and not for files.
+pub(crate) fn write<'a>(
+    out: &mut (impl Write + Send),
+    sections: &[Section<'a>],
+    pool: &ThreadPool,
+) -> io::Result<Streamed<'a>> {
     let pieces: Vec<Piece<'a>> = sections.iter().flat_map(pieces).collect();
     let (mut ready, mut next) = (Vec::new(), Vec::new());
     let mut hashes = Hashes::default();
     let mut written = 0;
-    if let Some(first) = pieces.first() {
-        first.make(&mut ready);
-    }
+    pool.install(|| {
+        pieces.iter().take(AHEAD).for_each(|piece| hashes.update(&[], piece.original()));
+        pieces.iter().take(1).for_each(|piece| piece.make(&mut ready));
+    });
     for (index, piece) in pieces.iter().enumerate() {
         let bytes = piece.bytes(&ready);
-        let make_next = || {
-            if let Some(piece) = pieces.get(index + 1) {
-                piece.make(&mut next);
-            }
-        };
-        let hash = || hashes.update(piece, bytes);
-        let (_, (result, _)) = rayon::join(hash, || rayon::join(|| out.write_all(bytes), make_next));
+        let make_next = || pieces.iter().skip(index + 1).take(1).for_each(|piece| piece.make(&mut next));
+        let hash = || hashes.update(bytes, pieces.get(index + AHEAD).and_then(Piece::original));
+        let (_, (result, ())) = pool.join(hash, || rayon::join(|| out.write_all(bytes), make_next));
         result?;
         written += bytes.len() as u64;
         std::mem::swap(&mut ready, &mut next);
@@ -126,6 +128,9 @@ pub(crate) fn write<'a>(out: &mut (impl Write + Send), sections: &[Section<'a>])
     let of_codes = hashes.of_codes.into_iter().map(|(module, hash)| (module, hash.finish())).collect();
     Ok(Streamed { bytes: written, sha256: hashes.file.finish(), of_codes })
 }
+
+/// Pieces by which the hash of the original tensor is ahead: what it has read is in a cache when it is tiled.
+const AHEAD: usize = 2;
 
 enum Piece<'a> {
     Bytes(&'a [u8]),
@@ -144,7 +149,7 @@ fn pieces<'a>(section: &Section<'a>) -> Vec<Piece<'a>> {
     }
 }
 
-impl Piece<'_> {
+impl<'a> Piece<'a> {
     fn make(&self, buffer: &mut Vec<u8>) {
         match self {
             Piece::Bytes(_) => {}
@@ -152,6 +157,14 @@ impl Piece<'_> {
                 buffer.resize(row_tiles.len() * codes.row_tile_bytes(), 0);
                 codes.tile(row_tiles.clone(), buffer);
             }
+        }
+    }
+
+    /// What it is made of, and the module's name.
+    fn original(&self) -> Option<(&'a str, &'a [u8])> {
+        match self {
+            Piece::Bytes(_) => None,
+            Piece::Codes { module, codes, row_tiles } => Some((module, codes.original(row_tiles.clone()))),
         }
     }
 
@@ -171,13 +184,13 @@ struct Hashes<'a> {
 }
 
 impl<'a> Hashes<'a> {
-    fn update(&mut self, piece: &Piece<'a>, bytes: &[u8]) {
-        match piece {
-            Piece::Bytes(_) => self.file.update(bytes),
-            Piece::Codes { module, codes, row_tiles } => {
-                let of_codes = self.of_codes.entry(*module).or_default();
-                let original = codes.original(row_tiles.clone());
-                Running::update_both((&mut self.file, bytes), (of_codes, original));
+    /// Takes the next bytes of the file, and the next of the tensor behind a module's codes.
+    fn update(&mut self, file: &[u8], original: Option<(&'a str, &'a [u8])>) {
+        match original {
+            None => self.file.update(file),
+            Some((module, original)) => {
+                let of_codes = self.of_codes.entry(module).or_default();
+                Running::update_both((&mut self.file, file), (of_codes, original));
             }
         }
     }

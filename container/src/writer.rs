@@ -10,14 +10,15 @@ use std::sync::Mutex;
 use ctq_model::Inventory;
 use ctq_model::accounting::{Accounting, Bits};
 use ctq_model::inventory::Part;
+use rayon::ThreadPool;
 
 use crate::journal::Journal;
 use crate::manifest::{FORMAT, FORMAT_VERSION};
 use crate::output::{self, Overwrite, PARTIAL, Target};
 use crate::part_writer::write_part;
 use crate::{
-    Container, Digest, Error, FileRecord, LeftOutRecord, MANIFEST, Manifest, PartContents,
-    PartRecord, Result, SourceRecord, part_file_name,
+    Container, Digest, Error, FileRecord, LeftOutRecord, MANIFEST, Manifest, PartContents, PartRecord,
+    Result, SourceRecord, part_file_name,
 };
 
 /// Everything that is known of a container before its first part is written.
@@ -130,15 +131,21 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes one part beside its place, on the thread pool that this is called in.
+    /// Writes one part beside its place; its codes are tiled by `pool`, from outside of which this is called.
     ///
     /// # Errors
     /// Where it cannot be written; what was recorded before stays valid.
     ///
     /// # Panics
     /// If a thread has panicked while writing.
-    pub fn write_part(&self, part: Part, contents: &PartContents<'_>) -> Result<WrittenPart<'_>> {
-        let (file, written) = self.write_beside(&part_file_name(part), |file| write_part(file, part, contents))?;
+    pub fn write_part(
+        &self,
+        part: Part,
+        contents: &PartContents<'_>,
+        pool: &ThreadPool,
+    ) -> Result<WrittenPart<'_>> {
+        let write = |file: &mut File| write_part(file, part, contents, pool);
+        let (file, written) = self.write_beside(&part_file_name(part), write)?;
         let record = PartRecord {
             part,
             file: part_file_name(part),

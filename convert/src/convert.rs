@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use ctq_container::{Container, Digest, LeftOutRecord, Overwrite, SourceRecord, Writer, WrittenPart};
+use ctq_container::{Container, Digest, LeftOutRecord, Overwrite, PartContents, SourceRecord, Writer};
 use ctq_model::inventory::{Inventory, Part};
 use ctq_model::{Checkpoint, TensorSource};
 use rayon::prelude::*;
 
 use crate::{Error, Result, part, plan};
 
-/// Parts under way at a time. Each has a file that is hashed in one order and then waits for the disk, so that a few
-/// keep any number of threads busy.
+/// Parts under way at a time. The file of each is hashed from its beginning to its end, and then waits for the disk:
+/// several keep the threads busy, and each takes the memory of two pieces.
 const PARTS_IN_FLIGHT: usize = 4;
 
 /// Files of a checkpoint that travel along, where they exist.
@@ -104,15 +104,20 @@ impl Job<'_> {
         let done = self.writer.completed();
         let todo: Vec<Part> =
             self.inventory.parts().map(|(part, _)| part).filter(|part| !done.contains(part)).collect();
-        let next = AtomicUsize::new(0);
+        let next = Mutex::new(todo.iter());
         let failures = Mutex::new(Vec::new());
         let workers = self.options.threads.clamp(1, PARTS_IN_FLIGHT).min(todo.len());
         std::thread::scope(|scope| {
             for _ in 0..workers {
                 scope.spawn(|| {
-                    while !self.interrupted() && lock(&failures).is_empty() {
-                        let Some(part) = todo.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
-                        if let Err(error) = self.one(pool, *part) {
+                    loop {
+                        let mut next = lock(&next);
+                        let stop = self.interrupted() || !lock(&failures).is_empty();
+                        let Some(part) = next.next().filter(|_| !stop) else { break };
+                        let contents = self.contents(pool, *part);
+                        // Parts are looked through one at a time: the first and largest is not held up by the others.
+                        drop(next);
+                        if let Err(error) = contents.and_then(|contents| self.write(pool, *part, &contents)) {
                             lock(&failures).push((*part, error));
                         }
                     }
@@ -131,14 +136,14 @@ impl Job<'_> {
         Ok(())
     }
 
-    fn one(&self, pool: &rayon::ThreadPool, part: Part) -> Result<()> {
+    fn contents(&self, pool: &rayon::ThreadPool, part: Part) -> Result<PartContents<'_>> {
         let file_index = |name: &str| file_index(self.source, self.record, name);
-        let written = pool.install(|| -> Result<WrittenPart<'_>> {
-            let contents = part::contents(self.source, self.inventory.part(part), &file_index)?;
-            Ok(self.writer.write_part(part, &contents)?)
-        })?;
-        // The disk has its time while the pool is at the next part.
-        written.keep()?;
+        let inventory = self.inventory.part(part);
+        Ok(pool.install(|| part::contents(self.source, inventory, &file_index))?)
+    }
+
+    fn write(&self, pool: &rayon::ThreadPool, part: Part, contents: &PartContents<'_>) -> Result<()> {
+        self.writer.write_part(part, contents, pool)?.keep()?;
         (self.observer)(self.tally.finish(part));
         Ok(())
     }

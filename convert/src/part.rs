@@ -34,7 +34,9 @@ pub(crate) fn contents<'a>(
     let mut contents = PartContents::default();
     let mut kept = BTreeMap::new();
     let mut of_codes = BTreeMap::new();
-    for (linear, read) in part.linears.iter().zip(in_order(&part.linears, |linear| read(source, part, linear))?) {
+    for (linear, read) in
+        part.linears.iter().zip(in_order(&part.linears, |linear| read(source, part, linear))?)
+    {
         of_codes.insert(read.codes_tensor, linear.module.clone());
         contents.matrices.insert(linear.module.clone(), read.matrix);
         kept.extend(read.losses);

@@ -133,7 +133,11 @@ mod tests {
         ];
         for (dtype, patterns) in cases {
             for pattern in patterns {
-                assert_eq!(may_be_flawed(dtype, pattern), flaw(dtype, pattern).is_some(), "{dtype} {pattern:x?}");
+                assert_eq!(
+                    may_be_flawed(dtype, pattern),
+                    flaw(dtype, pattern).is_some(),
+                    "{dtype} {pattern:x?}"
+                );
             }
         }
         for at in [0, RUN - 1, RUN, 2 * RUN + 7] {
