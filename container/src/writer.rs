@@ -12,13 +12,14 @@ use ctq_model::accounting::{Accounting, Bits};
 use ctq_model::inventory::Part;
 use rayon::ThreadPool;
 
+use crate::early_file::EarlyFile;
 use crate::journal::Journal;
 use crate::manifest::{FORMAT, FORMAT_VERSION};
 use crate::output::{self, Overwrite, PARTIAL, Target};
 use crate::part_writer::write_part;
 use crate::{
-    Container, Digest, Error, FileRecord, LeftOutRecord, MANIFEST, Manifest, PartContents, PartRecord,
-    Result, SourceRecord, part_file_name,
+    Container, Digest, Error, FileRecord, Hashing, LeftOutRecord, MANIFEST, Manifest, PartContents,
+    PartRecord, Result, SourceRecord, part_file_name,
 };
 
 /// Everything that is known of a container before its first part is written.
@@ -143,8 +144,14 @@ impl Writer {
         part: Part,
         contents: &PartContents<'_>,
         pool: &ThreadPool,
+        hashing: Hashing,
     ) -> Result<WrittenPart<'_>> {
-        let write = |file: &mut File| write_part(file, part, contents, pool);
+        let write = |file: &mut File| {
+            let mut early = EarlyFile::new(file);
+            let written = write_part(&mut early, part, contents, pool, hashing)?;
+            early.finish()?;
+            Ok(written)
+        };
         let (file, written) = self.write_beside(&part_file_name(part), write)?;
         let record = PartRecord {
             part,

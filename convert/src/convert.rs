@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ctq_container::{Container, Digest, LeftOutRecord, Overwrite, PartContents, SourceRecord, Writer};
+use ctq_container::{
+    Container, Digest, Hashing, LeftOutRecord, Overwrite, PartContents, SourceRecord, Writer,
+};
 use ctq_model::inventory::{Inventory, Part};
 use ctq_model::{Checkpoint, TensorSource};
 use rayon::prelude::*;
@@ -102,8 +104,12 @@ struct Job<'a> {
 impl Job<'_> {
     fn run(&self, pool: &rayon::ThreadPool) -> Result<()> {
         let done = self.writer.completed();
-        let todo: Vec<Part> =
+        let mut todo: Vec<Part> =
             self.inventory.parts().map(|(part, _)| part).filter(|part| !done.contains(part)).collect();
+        if self.options.threads > 1 {
+            // The longest first, so that nobody waits for it at the end.
+            todo.sort_by_key(|part| std::cmp::Reverse(self.tally.bytes[part]));
+        }
         let next = Mutex::new(todo.iter());
         let failures = Mutex::new(Vec::new());
         let workers = self.options.threads.clamp(1, PARTS_IN_FLIGHT).min(todo.len());
@@ -143,7 +149,10 @@ impl Job<'_> {
     }
 
     fn write(&self, pool: &rayon::ThreadPool, part: Part, contents: &PartContents<'_>) -> Result<()> {
-        self.writer.write_part(part, contents, pool)?.keep()?;
+        // What is more than a thread's share of all would be waited for.
+        let share = self.tally.bytes.values().sum::<u64>() / self.options.threads.max(1) as u64;
+        let hashing = if self.tally.bytes[&part] > share { Hashing::Apart } else { Hashing::Together };
+        self.writer.write_part(part, contents, pool, hashing)?.keep()?;
         (self.observer)(self.tally.finish(part));
         Ok(())
     }
