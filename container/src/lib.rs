@@ -42,7 +42,7 @@ pub use part_file::PartFile;
 pub use part_metadata::{ALIGNMENT, Exception};
 pub use part_writer::PartContents;
 pub use source::{LayerSource, PartTiles, RawVector, SourceError};
-pub use streamed::{Hashing, PartTensor, StreamedMatrix, TensorDigest, TileCodes};
+pub use streamed::{PartTensor, StreamedMatrix, TensorDigest, TileCodes};
 pub use tiled::{ScaleTable, TiledMatrix};
 pub use tiling::{TILE, Tiling};
 pub use writer::{Plan, Writer, WrittenPart};

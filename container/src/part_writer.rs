@@ -13,7 +13,7 @@ use crate::manifest::FORMAT_VERSION;
 use crate::part_metadata::{
     ALIGNMENT, EXCEPTION_BYTES, Exception, METADATA_KEY, PartMetadata, StoredRecord, padded,
 };
-use crate::streamed::{self, Hashing, PartTensor, Section, StreamedMatrix};
+use crate::streamed::{self, PartTensor, Section, StreamedMatrix};
 use crate::{Bytes, Digest, MatrixRecord, Origin, RawVector, TensorRecord};
 
 /// Everything that goes into one part file.
@@ -50,7 +50,6 @@ pub(crate) fn write_part(
     part: Part,
     contents: &PartContents<'_>,
     pool: &ThreadPool,
-    hashing: Hashing,
 ) -> io::Result<Written> {
     let blobs = blobs(contents);
     let header = header(&metadata(part, contents)?, &blobs)?;
@@ -64,7 +63,7 @@ pub(crate) fn write_part(
         });
         sections.push(Section::Bytes(&zeros[..padded(blob.length()) - blob.length()]));
     }
-    let streamed = streamed::write(out, &sections, pool, hashing)?;
+    let streamed = streamed::write(out, &sections, pool)?;
     let tensors = contents.tensors.iter().map(|tensor| {
         let missing = || io::Error::other(format!("the codes of `{}` were not handed over", tensor.name));
         tensor.record(&streamed.of_codes).ok_or_else(missing)
@@ -221,7 +220,7 @@ mod tests {
     #[test]
     fn any_safetensors_reader_opens_a_part_and_its_data_is_aligned() {
         let mut file = Vec::new();
-        let written = write_part(&mut file, Part::Head, &contents(), &pool(), Hashing::Apart).unwrap();
+        let written = write_part(&mut file, Part::Head, &contents(), &pool()).unwrap();
         assert_eq!(written.stored_bytes, 6 + 18);
         assert_eq!((written.bytes, written.sha256), (file.len() as u64, Digest::of(&file)));
         let tensors = SafeTensors::deserialize(&file).unwrap();
@@ -237,12 +236,11 @@ mod tests {
     #[test]
     fn a_full_disk_is_passed_on_from_wherever_it_strikes() {
         let mut file = Vec::new();
-        write_part(&mut file, Part::Head, &contents(), &pool(), Hashing::Apart).unwrap();
+        write_part(&mut file, Part::Head, &contents(), &pool()).unwrap();
         for room in [0, 7, 100, 4096, file.len() - 1] {
-            let error =
-                write_part(&mut Full { room }, Part::Head, &contents(), &pool(), Hashing::Apart).unwrap_err();
+            let error = write_part(&mut Full { room }, Part::Head, &contents(), &pool()).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::StorageFull);
         }
-        write_part(&mut Full { room: file.len() }, Part::Head, &contents(), &pool(), Hashing::Apart).unwrap();
+        write_part(&mut Full { room: file.len() }, Part::Head, &contents(), &pool()).unwrap();
     }
 }

@@ -45,15 +45,6 @@ impl StreamedMatrix<'_> {
     }
 }
 
-/// How the bytes of a part and those of the tensors behind its codes are hashed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hashing {
-    /// On one thread, which takes least of all threads.
-    Together,
-    /// On two threads: for a part that all others would have to wait for.
-    Apart,
-}
-
 /// An original tensor of a part that is being written.
 #[derive(Clone, Debug)]
 pub struct PartTensor {
@@ -116,20 +107,19 @@ pub(crate) fn write<'a>(
     out: &mut (impl Write + Send),
     sections: &[Section<'a>],
     pool: &ThreadPool,
-    hashing: Hashing,
 ) -> io::Result<Streamed<'a>> {
     let pieces: Vec<Piece<'a>> = sections.iter().flat_map(pieces).collect();
     let (mut ready, mut next) = (Vec::new(), Vec::new());
     let mut hashes = Hashes::default();
     let mut written = 0;
     pool.install(|| {
-        pieces.iter().take(AHEAD).for_each(|piece| hashes.update(hashing, &[], piece.original()));
+        pieces.iter().take(AHEAD).for_each(|piece| hashes.update(&[], piece.original()));
         pieces.iter().take(1).for_each(|piece| piece.make(&mut ready));
     });
     for (index, piece) in pieces.iter().enumerate() {
         let bytes = piece.bytes(&ready);
         let make_next = || pieces.iter().skip(index + 1).take(1).for_each(|piece| piece.make(&mut next));
-        let hash = || hashes.update(hashing, bytes, pieces.get(index + AHEAD).and_then(Piece::original));
+        let hash = || hashes.update(bytes, pieces.get(index + AHEAD).and_then(Piece::original));
         let (_, (result, ())) = pool.join(hash, || rayon::join(|| out.write_all(bytes), make_next));
         result?;
         written += bytes.len() as u64;
@@ -195,18 +185,12 @@ struct Hashes<'a> {
 
 impl<'a> Hashes<'a> {
     /// Takes the next bytes of the file, and the next of the tensor behind a module's codes.
-    fn update(&mut self, hashing: Hashing, file: &[u8], original: Option<(&'a str, &'a [u8])>) {
+    fn update(&mut self, file: &[u8], original: Option<(&'a str, &'a [u8])>) {
         match original {
             None => self.file.update(file),
             Some((module, original)) => {
                 let of_codes = self.of_codes.entry(module).or_default();
-                let whole = &mut self.file;
-                match hashing {
-                    Hashing::Together => Running::update_both((whole, file), (of_codes, original)),
-                    Hashing::Apart => {
-                        rayon::join(|| whole.update(file), || of_codes.update(original));
-                    }
-                }
+                Running::update_both((&mut self.file, file), (of_codes, original));
             }
         }
     }

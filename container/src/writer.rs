@@ -18,8 +18,8 @@ use crate::manifest::{FORMAT, FORMAT_VERSION};
 use crate::output::{self, Overwrite, PARTIAL, Target};
 use crate::part_writer::write_part;
 use crate::{
-    Container, Digest, Error, FileRecord, Hashing, LeftOutRecord, MANIFEST, Manifest, PartContents,
-    PartRecord, Result, SourceRecord, part_file_name,
+    Container, Digest, Error, FileRecord, LeftOutRecord, MANIFEST, Manifest, PartContents, PartRecord,
+    Result, SourceRecord, part_file_name,
 };
 
 /// Everything that is known of a container before its first part is written.
@@ -144,11 +144,10 @@ impl Writer {
         part: Part,
         contents: &PartContents<'_>,
         pool: &ThreadPool,
-        hashing: Hashing,
     ) -> Result<WrittenPart<'_>> {
         let write = |file: &mut File| {
             let mut early = EarlyFile::new(file);
-            let written = write_part(&mut early, part, contents, pool, hashing)?;
+            let written = write_part(&mut early, part, contents, pool)?;
             early.finish()?;
             Ok(written)
         };

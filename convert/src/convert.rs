@@ -5,9 +5,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ctq_container::{
-    Container, Digest, Hashing, LeftOutRecord, Overwrite, PartContents, SourceRecord, Writer,
-};
+use ctq_container::{Container, Digest, LeftOutRecord, Overwrite, PartContents, SourceRecord, Writer};
 use ctq_model::inventory::{Inventory, Part};
 use ctq_model::{Checkpoint, TensorSource};
 use rayon::prelude::*;
@@ -149,10 +147,7 @@ impl Job<'_> {
     }
 
     fn write(&self, pool: &rayon::ThreadPool, part: Part, contents: &PartContents<'_>) -> Result<()> {
-        // What is more than a thread's share of all would be waited for.
-        let share = self.tally.bytes.values().sum::<u64>() / self.options.threads.max(1) as u64;
-        let hashing = if self.tally.bytes[&part] > share { Hashing::Apart } else { Hashing::Together };
-        self.writer.write_part(part, contents, pool, hashing)?.keep()?;
+        self.writer.write_part(part, contents, pool)?.keep()?;
         (self.observer)(self.tally.finish(part));
         Ok(())
     }
