@@ -24,7 +24,11 @@ impl Address {
 /// # Safety
 /// The type must be `repr(C)`, hold nothing but numbers and [`Address`]es, and match the kernel's structure.
 #[expect(unsafe_code, reason = "the launcher hands the bytes to a kernel as they are")]
-pub unsafe trait Arguments: Copy + Send + Sync {}
+pub unsafe trait Arguments: Copy + Send + Sync {
+    /// 64-bit words from the beginning among which addresses are: fewer than all where numbers and padding, which holds
+    /// anything, could be taken for one.
+    const WORDS: usize = size_of::<Self>() / size_of::<u64>();
+}
 
 /// Queues of work on a device. Work of one queue runs in order; queues run beside one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

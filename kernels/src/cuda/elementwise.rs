@@ -105,7 +105,9 @@ struct BiasArgs {
 }
 
 // SAFETY: as the structure of that name in elementwise.cu.
-unsafe impl Arguments for BiasArgs {}
+unsafe impl Arguments for BiasArgs {
+    const WORDS: usize = std::mem::offset_of!(BiasArgs, width) / size_of::<u64>();
+}
 
 /// Adds `bias` to every row.
 pub(crate) fn add_bias<D: Device>(
@@ -130,7 +132,9 @@ struct GatherArgs {
 }
 
 // SAFETY: as the structure of that name in elementwise.cu.
-unsafe impl Arguments for GatherArgs {}
+unsafe impl Arguments for GatherArgs {
+    const WORDS: usize = std::mem::offset_of!(GatherArgs, width) / size_of::<u64>();
+}
 
 /// Rows `rows` of `x`, in that order.
 pub(crate) fn gather<D: Device>(
@@ -163,7 +167,9 @@ struct ScatterArgs {
 }
 
 // SAFETY: as the structure of that name in elementwise.cu.
-unsafe impl Arguments for ScatterArgs {}
+unsafe impl Arguments for ScatterArgs {
+    const WORDS: usize = std::mem::offset_of!(ScatterArgs, width) / size_of::<u64>();
+}
 
 /// `x[rows[i]] += weights[i] * y[i]`, product and sum rounded one after the other; `rows` are distinct.
 pub(crate) fn scatter_add<D: Device>(

@@ -50,7 +50,9 @@ struct QuantizeArgs {
 }
 
 // SAFETY: as the structure of that name in quantize.cu.
-unsafe impl Arguments for QuantizeArgs {}
+unsafe impl Arguments for QuantizeArgs {
+    const WORDS: usize = std::mem::offset_of!(QuantizeArgs, width) / size_of::<u64>();
+}
 
 /// `QUANTIZE_INTEGERS` and what follows.
 #[derive(Clone, Copy)]
@@ -348,7 +350,9 @@ struct RangeArgs {
 }
 
 // SAFETY: as the structure of that name in quantize.cu.
-unsafe impl Arguments for RangeArgs {}
+unsafe impl Arguments for RangeArgs {
+    const WORDS: usize = std::mem::offset_of!(RangeArgs, width) / size_of::<u64>();
+}
 
 /// `FoldArgs`.
 #[derive(Clone, Copy)]

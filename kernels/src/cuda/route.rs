@@ -24,7 +24,9 @@ struct RouteArgs {
 }
 
 // SAFETY: as the structure of that name in route.cu.
-unsafe impl Arguments for RouteArgs {}
+unsafe impl Arguments for RouteArgs {
+    const WORDS: usize = std::mem::offset_of!(RouteArgs, experts) / size_of::<u64>();
+}
 
 /// Softmax over all experts in f64, the `top_k` largest (the lower index of equals), divided as `renormalize` says.
 /// `logits` is [tokens, experts].

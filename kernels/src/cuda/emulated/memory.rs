@@ -32,8 +32,8 @@ fn allocations() -> MutexGuard<'static, BTreeMap<u64, (usize, u64)>> {
 /// Bytes of an allocation of another device that an address among a kernel's arguments lies in. What arguments point to
 /// is not looked at.
 pub(super) fn of_another_device<A: Arguments>(args: &A, device: &Order) -> Option<usize> {
-    let mut words = vec![0_u64; size_of::<A>() / size_of::<u64>()];
-    // SAFETY: as many bytes as there are words, no more than the arguments have.
+    let mut words = vec![0_u64; A::WORDS];
+    // SAFETY: as many bytes as there are words, no more than the arguments have: each of them is inside.
     unsafe { ctq_copy_bytes(std::ptr::from_ref(args).cast(), words.as_mut_ptr().cast(), 8 * words.len()) };
     let allocations = allocations();
     words.into_iter().find_map(|address| {

@@ -57,7 +57,9 @@ struct CopyColumnsArgs {
 }
 
 // SAFETY: as the structure of that name in linear_bf16.cu.
-unsafe impl Arguments for CopyColumnsArgs {}
+unsafe impl Arguments for CopyColumnsArgs {
+    const WORDS: usize = std::mem::offset_of!(CopyColumnsArgs, columns) / size_of::<u64>();
+}
 
 /// `PadRowsArgs`.
 #[derive(Clone, Copy)]
