@@ -19,6 +19,8 @@ pub(crate) struct Weights {
     pub(crate) group: usize,
     /// Whether act-order has changed the order of the inputs.
     pub(crate) permuted: bool,
+    /// Whether codes have zero points.
+    pub(crate) zeros: bool,
 }
 
 /// How sums of products of codes are made.
@@ -62,7 +64,24 @@ impl Weights {
         if step < self.k && !step.is_multiple_of(WORD) {
             return Err(KernelError::OddGroups { activation, group: step });
         }
+        self.fit_in_32_bits(activation, step)?;
         Ok(CodeProduct { sums, step })
+    }
+
+    /// # Errors
+    /// Where the sum of `step` products of integers could leave 32 bits.
+    fn fit_in_32_bits(self, activation: Activation, step: usize) -> Result<(), KernelError> {
+        let magnitude = |code: Code, shifted: bool| match code {
+            // A code less its zero point may span the whole range.
+            Code::Int { bits } => 1_u64 << (bits - u8::from(!shifted)),
+            Code::E4m3 | Code::E2m1 | Code::Bf16 | Code::F16 | Code::F32 => 0,
+        };
+        let product = magnitude(activation.code, !activation.symmetric) * magnitude(self.code, self.zeros);
+        let k = step.min(self.k);
+        if product * k as u64 > i32::MAX as u64 {
+            return Err(KernelError::LongSum { activation, k });
+        }
+        Ok(())
     }
 
     /// Codes times their local scales on both sides.
@@ -83,4 +102,45 @@ impl Weights {
 fn common_run(a: usize, b: usize, k: usize) -> Option<usize> {
     let (short, long) = (a.min(b), a.max(b));
     (long >= k || long.is_multiple_of(short)).then_some(short)
+}
+
+#[cfg(test)]
+mod tests {
+    use ctq_model::scheme::{ActivationScale, ActivationSharing};
+
+    use super::*;
+
+    fn int8(symmetric: bool) -> Activation {
+        let (sharing, scale) = (ActivationSharing::Token, ActivationScale::Dynamic);
+        Activation { code: Code::Int { bits: 8 }, symmetric, sharing, scale }
+    }
+
+    fn weights(k: usize, group: usize, zeros: bool) -> Weights {
+        let code = Code::Int { bits: 8 };
+        Weights { code, formula: Formula::Affine, k, group, permuted: false, zeros }
+    }
+
+    /// 128 times 128 times k stays below 2^31 up to k = 131,071; zero points double a side.
+    #[test]
+    fn sums_that_32_bits_may_not_hold_are_refused() {
+        let fits = |k: usize, symmetric: bool, zeros: bool| {
+            let product = weights(k, k, zeros).codes(int8(symmetric), k);
+            assert!(product.is_ok() || matches!(product, Err(KernelError::LongSum { .. })));
+            product.is_ok()
+        };
+        assert!(fits(131_071, true, false) && !fits(131_072, true, false));
+        assert!(fits(65_535, false, false) && !fits(65_536, false, false));
+        assert!(fits(32_767, false, true) && !fits(32_768, false, true));
+        // What counts is one segment.
+        assert_eq!(weights(1 << 20, 128, false).codes(int8(true), 1 << 20).expect("a product").step, 128);
+    }
+
+    #[test]
+    fn segments_are_whole_words() {
+        for (group, defined) in [(36, true), (33, false), (2, false)] {
+            let product = weights(396, group, false).codes(int8(true), 396);
+            assert_eq!(product.is_ok(), defined, "groups of {group}");
+            assert!(defined || matches!(product, Err(KernelError::OddGroups { .. })));
+        }
+    }
 }

@@ -2,18 +2,16 @@
 
 use ctq_model::{DType, Error, Result, TensorSource};
 
-/// Why the element at `bytes` is not a finite number; `None` where it is one.
+/// The bits of a number without its sign, and the least of these patterns that is no finite number; `None` where all are.
 ///
 /// E8M0 exponents are U8 here, as in the files. Types that are not floats are always fine.
-pub(crate) fn flaw(dtype: DType, bytes: &[u8]) -> Option<&'static str> {
-    let (exponent, mantissa) = match dtype {
-        DType::F16 => split(u32::from(u16::from_le_bytes([bytes[0], bytes[1]])), 0x7c00, 0x03ff),
-        DType::BF16 => split(u32::from(u16::from_le_bytes([bytes[0], bytes[1]])), 0x7f80, 0x007f),
-        DType::F32 => {
-            split(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]), 0x7f80_0000, 0x007f_ffff)
-        }
-        DType::F8E4M3 => return (bytes[0] & 0x7f == 0x7f).then_some("NaN"),
-        DType::U8 | DType::F8E8M0 => return (bytes[0] == 0xff).then_some("NaN (exponent 255)"),
+const fn flawed_from(dtype: DType) -> Option<(u32, u32)> {
+    match dtype {
+        DType::F16 => Some((0x7fff, 0x7c00)),
+        DType::BF16 => Some((0x7fff, 0x7f80)),
+        DType::F32 => Some((0x7fff_ffff, 0x7f80_0000)),
+        DType::F8E4M3 => Some((0x7f, 0x7f)),
+        DType::U8 | DType::F8E8M0 => Some((0xff, 0xff)),
         DType::Bool
         | DType::I8
         | DType::U16
@@ -23,18 +21,23 @@ pub(crate) fn flaw(dtype: DType, bytes: &[u8]) -> Option<&'static str> {
         | DType::U64
         | DType::I64
         | DType::F8E5M2
-        | DType::F64 => return None,
-    };
-    match (exponent, mantissa) {
-        (false, _) => None,
-        (true, false) => Some("infinite"),
-        (true, true) => Some("NaN"),
+        | DType::F64 => None,
     }
 }
 
-/// Whether all exponent bits are set, and whether any mantissa bit is.
-const fn split(bits: u32, exponent: u32, mantissa: u32) -> (bool, bool) {
-    (bits & exponent == exponent, bits & mantissa != 0)
+/// Why the element at `bytes` is not a finite number; `None` where it is one.
+pub(crate) fn flaw(dtype: DType, bytes: &[u8]) -> Option<&'static str> {
+    let (mask, least) = flawed_from(dtype)?;
+    let bits = bytes.iter().rev().fold(0, |bits, byte| bits << 8 | u32::from(*byte));
+    let magnitude = bits & mask;
+    // Of the fp8 types neither has an infinity.
+    let infinite = magnitude == least && matches!(dtype, DType::F16 | DType::BF16 | DType::F32);
+    let exponent = matches!(dtype, DType::U8 | DType::F8E8M0);
+    (magnitude >= least).then_some(match (infinite, exponent) {
+        (true, _) => "infinite",
+        (false, true) => "NaN (exponent 255)",
+        (false, false) => "NaN",
+    })
 }
 
 /// Index and flaw of the first element that is not a finite number.
@@ -53,32 +56,20 @@ const RUN: usize = 2048;
 
 /// False only where no element has a flaw: where the largest magnitude is below that of all flaws.
 fn may_be_flawed(dtype: DType, bytes: &[u8]) -> bool {
-    let bytes_of = |mask: u8| bytes.iter().fold(0, |largest, byte| largest.max(byte & mask));
-    let halves = || {
-        let magnitude = |half: &[u8; 2]| i16::from_le_bytes(*half) & 0x7fff;
-        bytes.as_chunks().0.iter().fold(0, |largest, half| largest.max(magnitude(half)))
-    };
-    match dtype {
-        DType::F16 => halves() >= 0x7c00,
-        DType::BF16 => halves() >= 0x7f80,
-        DType::F32 => {
-            let magnitude = |word: &[u8; 4]| i32::from_le_bytes(*word) & 0x7fff_ffff;
-            let words = bytes.as_chunks().0.iter();
-            words.fold(0, |largest, word| largest.max(magnitude(word))) >= 0x7f80_0000
+    let Some((mask, least)) = flawed_from(dtype) else { return false };
+    // Of one width, and signed where that is how processors compare.
+    let largest = match dtype.bytes() {
+        1 => u32::from(bytes.iter().fold(0, |largest, byte| largest.max(byte & mask as u8))),
+        2 => {
+            let magnitude = |half: &[u8; 2]| i16::from_le_bytes(*half) & mask as i16;
+            bytes.as_chunks().0.iter().fold(0, |largest, half| largest.max(magnitude(half))) as u32
         }
-        DType::F8E4M3 => bytes_of(0x7f) == 0x7f,
-        DType::U8 | DType::F8E8M0 => bytes_of(0xff) == 0xff,
-        DType::Bool
-        | DType::I8
-        | DType::U16
-        | DType::I16
-        | DType::U32
-        | DType::I32
-        | DType::U64
-        | DType::I64
-        | DType::F8E5M2
-        | DType::F64 => false,
-    }
+        _ => {
+            let magnitude = |word: &[u8; 4]| i32::from_le_bytes(*word) & mask as i32;
+            bytes.as_chunks().0.iter().fold(0, |largest, word| largest.max(magnitude(word))) as u32
+        }
+    };
+    largest >= least
 }
 
 /// Checks a float vector that is used as it is stored: a norm's weight, a bias, a static scale.

@@ -73,9 +73,6 @@ const simt::Kernel* ctq_kernel(const char* name) {
     return nullptr;
 }
 
-// Copies bytes of any structure, padding included.
-void ctq_copy_bytes(const void* from, void* to, size_t bytes) { memcpy(to, from, bytes); }
-
 // Runs one block; returns a simt::Failure.
 u32 ctq_run_block(const simt::Kernel* kernel, const void* args, u32 x, u32 y, u32 z, u32 order, u32 copies) {
     using namespace simt;

@@ -325,10 +325,6 @@ mod tests {
         }
     }
 
-    fn machines() -> impl Iterator<Item = Isa> {
-        Isa::ALL.into_iter().filter(|isa| isa.available())
-    }
-
     /// The order of NUMERICS.md, one number after the other.
     fn square_sum_by_levels(run: &[f32]) -> f32 {
         let whole = run.len() / 32 * 32;
@@ -367,7 +363,7 @@ mod tests {
                 let inverse = 1.0 / (square_sum_by_levels(run) / width as f32 + 1e-5).sqrt();
                 run.iter_mut().zip(&weight).for_each(|(value, weight)| *value = (*value * inverse) * weight);
             }
-            for isa in machines() {
+            for isa in Isa::here() {
                 same(&norm(isa, &x, &weight, 1e-5).values, &expected, &format!("{isa:?} {width}"));
             }
         }
@@ -383,7 +379,7 @@ mod tests {
             let gated: Vec<f32> = pairs().map(|(x, y)| silu(*x) * y).collect();
             let sum: Vec<f32> = pairs().map(|(x, y)| x + y).collect();
             let biased: Vec<f32> = x.iter().zip(bias.iter().cycle()).map(|(x, bias)| x + bias).collect();
-            for isa in machines() {
+            for isa in Isa::here() {
                 let what = format!("{isa:?} {rows} x {width}");
                 same(&gate(isa, buffer(&x), &buffer(&y)).values, &gated, &what);
                 let mut found = buffer(&x);
@@ -416,7 +412,7 @@ mod tests {
                 };
             }
         }
-        for isa in machines() {
+        for isa in Isa::here() {
             let mut found = x.clone();
             rotate(isa, &mut found, &rotation, &Span::whole(&windows));
             same(&found.values, &expected, &format!("{isa:?}"));
@@ -426,7 +422,7 @@ mod tests {
     #[test]
     fn the_first_bad_row_is_found_wherever_it_is_bad() {
         let (rows, width) = (5, 70);
-        for isa in machines() {
+        for isa in Isa::here() {
             let mut x = CpuBuffer { width, values: vec![f32::MAX; rows * width] };
             assert_eq!(first_non_finite(isa, &x), None);
             for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -453,7 +449,7 @@ mod tests {
                     expected[*row as usize * width + i] += product;
                 }
             }
-            for isa in machines() {
+            for isa in Isa::here() {
                 let mut found = x.clone();
                 scatter_add(isa, &mut found, &y, &rows, &weights);
                 same(&found.values, &expected, &format!("{isa:?} {rows:?}"));

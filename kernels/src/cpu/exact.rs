@@ -9,7 +9,6 @@
 use std::ops::Range;
 
 use ctq_container::TILE;
-use ctq_model::matrix::Code;
 use ctq_model::scheme::Activation;
 
 use crate::backend::KernelError;
@@ -52,7 +51,6 @@ pub(crate) fn codes(
     rows: Range<usize>,
 ) -> Result<CpuBuffer, KernelError> {
     let CodeProduct { step, .. } = weights(weight).codes(scales.activation, scales.segment)?;
-    fits(scales, weight)?;
     let input_sums = if weight.tiled.zeros.is_some() { x.sums(step) } else { Vec::new() };
     let segments = Segments { isa, x, scales, weight, step, input_sums };
     Ok(tiles(x.rows, rows, |task, workspace| segments.run(task, workspace)))
@@ -65,25 +63,8 @@ fn weights(weight: &CpuMatrix) -> Weights {
         k: weight.k(),
         group: weight.group_size(),
         permuted: weight.permutation.is_some(),
+        zeros: weight.tiled.zeros.is_some(),
     }
-}
-
-/// # Errors
-/// Where sums of a segment could leave 32 bits.
-fn fits(scales: &CodeScales, weight: &CpuMatrix) -> Result<(), KernelError> {
-    let magnitude = |code: Code, shifted: bool| match code {
-        // A code less its zero point may span the whole range.
-        Code::Int { bits } => 1_u64 << (bits - u8::from(!shifted)),
-        Code::E4m3 | Code::E2m1 | Code::Bf16 | Code::F16 | Code::F32 => 0,
-    };
-    let activation = scales.activation;
-    let product = magnitude(activation.code, !activation.symmetric)
-        * magnitude(weight.tiled.code, weight.tiled.zeros.is_some());
-    let length = scales.segment.min(weight.group_size()).min(weight.k());
-    if product * length as u64 > i32::MAX as u64 {
-        return Err(KernelError::LongSum { activation, k: length });
-    }
-    Ok(())
 }
 
 /// One product of codes: sums of each segment of k, folded into the outputs with the scales of both sides.

@@ -130,7 +130,7 @@ mod tests {
             if let Some(nan) = nan {
                 logits[nan] = f32::NAN;
             }
-            for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+            for isa in Isa::here() {
                 let mut found = vec![(7.0, 7.0); count.div_ceil(VOCABULARY_TILE)];
                 partials_of(isa, &logits, &mut found);
                 for (tile, (largest, sum)) in logits.chunks(VOCABULARY_TILE).zip(found) {

@@ -17,9 +17,14 @@ impl Isa {
     /// All of them, widest first.
     pub const ALL: [Isa; 4] = [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Portable];
 
+    /// Those that this machine has, widest first.
+    pub fn here() -> impl Iterator<Item = Isa> {
+        Isa::ALL.into_iter().filter(|isa| isa.available())
+    }
+
     /// The widest that this machine has.
     pub fn detect() -> Isa {
-        Isa::ALL.into_iter().find(|isa| isa.available()).unwrap_or(Isa::Portable)
+        Isa::here().next().unwrap_or(Isa::Portable)
     }
 
     /// Whether this machine has it.

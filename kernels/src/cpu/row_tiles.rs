@@ -50,7 +50,7 @@ impl TaskOut<'_> {
     }
 
     /// Wanted columns of one half of some rows, as products write them; `None` where they do not begin the half.
-    fn of_half(&self, half: usize, rows: Range<usize>) -> Option<Out> {
+    fn of_half(&mut self, half: usize, rows: Range<usize>) -> Option<Out<'_>> {
         let columns = self.in_half(half);
         assert!(rows.end <= self.rows);
         // SAFETY: rows and columns of this task, which nobody else sees as long as it lives.

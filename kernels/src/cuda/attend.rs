@@ -8,12 +8,13 @@ use crate::backend::{AttentionShape, Span};
 use crate::cuda::buffer::{CudaBuffer, upload_floats, upload_integers};
 use crate::cuda::device::{Address, Arguments, Device, Queue};
 use crate::{Compute, KernelError};
+use bytemuck::NoUninit;
 
 /// Keys of one tile.
 const KEYS: usize = 64;
 
 /// `AttendPackArgs`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct AttendPackArgs {
     from: Address,
@@ -29,7 +30,7 @@ struct AttendPackArgs {
 unsafe impl Arguments for AttendPackArgs {}
 
 /// `AttendBf16Args`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct AttendBf16Args {
     queries: Address,
@@ -53,7 +54,7 @@ struct AttendBf16Args {
 unsafe impl Arguments for AttendBf16Args {}
 
 /// `AttendF32Args`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct AttendF32Args {
     queries: Address,

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use bytemuck::NoUninit;
 use ctq_container::TILE;
 
 use crate::KernelError;
@@ -11,19 +12,20 @@ use crate::cuda::device::{Address, Arguments, Device, Queue};
 use crate::cuda::matrix::{CudaMatrix, MatrixArgs, Worth};
 
 /// `DecodeArgs`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct DecodeArgs {
     matrix: MatrixArgs,
     out: Address,
     rows: u32,
+    padding: u32,
 }
 
 // SAFETY: as the structure of that name in decode.cu.
 unsafe impl Arguments for DecodeArgs {}
 
 /// `LookUpArgs`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct LookUpArgs {
     matrix: MatrixArgs,
@@ -67,7 +69,7 @@ pub(crate) fn operand_rows<D: Device>(
     let args = matrix.args::<D>(rows, Worth::Operand);
     let row_tiles = (args.first as usize + padded).div_ceil(TILE);
     let blocks = [matrix.stride().div_ceil(2 * TILE), row_tiles, 1];
-    let args = DecodeArgs { matrix: args, out, rows: padded as u32 };
+    let args = DecodeArgs { matrix: args, out, rows: padded as u32, padding: 0 };
     device.launch(queue, matrix.class().pick(&ROWS), blocks, &args)
 }
 
@@ -83,7 +85,7 @@ pub(crate) fn operand_tiles<D: Device>(
         Queue::Compute,
         matrix.class().pick(&TILES),
         blocks,
-        &DecodeArgs { matrix: args, out, rows: 0 },
+        &DecodeArgs { matrix: args, out, rows: 0, padding: 0 },
     )
 }
 

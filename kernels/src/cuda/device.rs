@@ -1,11 +1,13 @@
 //! What the CUDA backend asks of a device: memory, copies, kernels by name. Implemented over the CUDA driver, and over
 //! an emulation on the CPU that tests use. Knows no operation.
 
+use bytemuck::NoUninit;
+
 use crate::KernelError;
 use crate::backend::BackendIdentity;
 
 /// Address of device memory, as kernels see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, NoUninit)]
 #[repr(transparent)]
 pub struct Address(pub u64);
 
@@ -24,11 +26,7 @@ impl Address {
 /// # Safety
 /// The type must be `repr(C)`, hold nothing but numbers and [`Address`]es, and match the kernel's structure.
 #[expect(unsafe_code, reason = "the launcher hands the bytes to a kernel as they are")]
-pub unsafe trait Arguments: Copy + Send + Sync {
-    /// 64-bit words from the beginning among which addresses are: fewer than all where numbers and padding, which holds
-    /// anything, could be taken for one.
-    const WORDS: usize = size_of::<Self>() / size_of::<u64>();
-}
+pub unsafe trait Arguments: NoUninit + Send + Sync {}
 
 /// Queues of work on a device. Work of one queue runs in order; queues run beside one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,8 @@
 //! Operations that touch every element once: `kernels/cuda/elementwise.cu`.
 #![expect(unsafe_code, reason = "arguments of kernels")]
 
+use bytemuck::NoUninit;
+
 use crate::KernelError;
 use crate::cuda::buffer::{CudaBuffer, download_integers, upload_floats, upload_integers};
 use crate::cuda::device::{Address, Arguments, Device, Queue};
@@ -15,7 +17,7 @@ const FINITE_BLOCKS: usize = 1024;
 pub(super) const NONE: u32 = u32::MAX;
 
 /// `PairArgs`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct PairArgs {
     x: Address,
@@ -27,7 +29,7 @@ struct PairArgs {
 unsafe impl Arguments for PairArgs {}
 
 /// `ZeroArgs`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct ZeroArgs {
     x: Address,
@@ -61,7 +63,7 @@ pub(crate) fn add<D: Device>(
 }
 
 /// `GateArgs`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct GateArgs {
     out: Address,
@@ -96,18 +98,17 @@ pub(super) fn row_blocks(rows: usize, width: usize) -> [usize; 3] {
 }
 
 /// `BiasArgs`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct BiasArgs {
     y: Address,
     bias: Address,
     width: u32,
+    padding: u32,
 }
 
 // SAFETY: as the structure of that name in elementwise.cu.
-unsafe impl Arguments for BiasArgs {
-    const WORDS: usize = std::mem::offset_of!(BiasArgs, width) / size_of::<u64>();
-}
+unsafe impl Arguments for BiasArgs {}
 
 /// Adds `bias` to every row.
 pub(crate) fn add_bias<D: Device>(
@@ -117,24 +118,23 @@ pub(crate) fn add_bias<D: Device>(
 ) -> Result<(), KernelError> {
     assert_eq!(y.width, bias.len(), "one bias a column");
     let bias = upload_floats(device, bias)?;
-    let args = BiasArgs { y: y.address::<D>(), bias: D::address(&bias), width: y.width as u32 };
+    let args = BiasArgs { y: y.address::<D>(), bias: D::address(&bias), width: y.width as u32, padding: 0 };
     device.launch(Queue::Compute, "add_bias", row_blocks(y.rows, y.width), &args)
 }
 
 /// `GatherArgs`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct GatherArgs {
     x: Address,
     out: Address,
     rows: Address,
     width: u32,
+    padding: u32,
 }
 
 // SAFETY: as the structure of that name in elementwise.cu.
-unsafe impl Arguments for GatherArgs {
-    const WORDS: usize = std::mem::offset_of!(GatherArgs, width) / size_of::<u64>();
-}
+unsafe impl Arguments for GatherArgs {}
 
 /// Rows `rows` of `x`, in that order.
 pub(crate) fn gather<D: Device>(
@@ -150,13 +150,14 @@ pub(crate) fn gather<D: Device>(
         out: out.address::<D>(),
         rows: D::address(&ids),
         width: x.width as u32,
+        padding: 0,
     };
     device.launch(Queue::Compute, "gather", row_blocks(rows.len(), x.width), &args)?;
     Ok(out)
 }
 
 /// `ScatterArgs`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct ScatterArgs {
     x: Address,
@@ -164,12 +165,11 @@ struct ScatterArgs {
     rows: Address,
     weights: Address,
     width: u32,
+    padding: u32,
 }
 
 // SAFETY: as the structure of that name in elementwise.cu.
-unsafe impl Arguments for ScatterArgs {
-    const WORDS: usize = std::mem::offset_of!(ScatterArgs, width) / size_of::<u64>();
-}
+unsafe impl Arguments for ScatterArgs {}
 
 /// `x[rows[i]] += weights[i] * y[i]`, product and sum rounded one after the other; `rows` are distinct.
 pub(crate) fn scatter_add<D: Device>(
@@ -193,12 +193,13 @@ pub(crate) fn scatter_add<D: Device>(
         rows: D::address(&rows),
         weights: D::address(&weights),
         width: x.width as u32,
+        padding: 0,
     };
     device.launch(Queue::Compute, "scatter_add", row_blocks(y.rows, y.width), &args)
 }
 
 /// `PlaceArgs`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct PlaceArgs {
     part: Address,
@@ -241,7 +242,7 @@ pub(crate) fn place_side_by_side<D: Device>(
 }
 
 /// `FiniteArgs`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct FiniteArgs {
     x: Address,

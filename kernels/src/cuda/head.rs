@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use bytemuck::NoUninit;
 use ctq_container::TILE;
 
 use crate::KernelError;
@@ -28,7 +29,7 @@ const KERNELS: [&str; 7] =
     ["head_int4", "head_e2m1", "head_int8", "head_e4m3", "head_bf16", "head_f16", "head_f32"];
 
 /// `Fold`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct Fold {
     targets: Address,
@@ -42,20 +43,21 @@ struct Fold {
 }
 
 /// `HeadArgs`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct HeadArgs {
     matrix: MatrixArgs,
     x: Address,
     fold: Fold,
     divisor: f32,
+    padding: u32,
 }
 
 // SAFETY: as the structure of that name in head.cu.
 unsafe impl Arguments for HeadArgs {}
 
 /// `FoldLogitsArgs`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct FoldLogitsArgs {
     logits: Address,
@@ -172,6 +174,7 @@ impl<M> Partials<M> {
             x: x.values::<D>(0),
             fold: self.fold::<D>(0..self.rows, 0, product.rows.len()),
             divisor: product.divisor,
+            padding: 0,
         };
         let blocks = [self.tiles, self.rows.div_ceil(PRODUCT_TOKENS), 1];
         device.launch(Queue::Compute, product.weight.class().pick(&KERNELS), blocks, &args)

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use bytemuck::NoUninit;
 use ctq_container::{TILE, TiledMatrix, Tiling};
 use ctq_model::DType;
 use ctq_model::matrix::{Code, Formula, Sharing};
@@ -46,7 +47,7 @@ pub(crate) enum Worth {
 }
 
 /// `Matrix` of matrix.cuh.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, NoUninit)]
 #[repr(C)]
 pub(crate) struct MatrixArgs {
     codes: Address,
@@ -174,6 +175,7 @@ impl<M> CudaMatrix<M> {
             k: self.k,
             group: self.group_size(),
             permuted: self.permutation.is_some(),
+            zeros: self.zeros.is_some(),
         }
     }
 

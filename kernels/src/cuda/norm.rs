@@ -1,6 +1,8 @@
 //! RMS norm: `kernels/cuda/norm.cu`.
 #![expect(unsafe_code, reason = "arguments of kernels")]
 
+use bytemuck::NoUninit;
+
 use crate::KernelError;
 use crate::cuda::buffer::{CudaBuffer, upload_floats};
 use crate::cuda::device::{Address, Arguments, Device, Queue};
@@ -9,7 +11,7 @@ use crate::cuda::device::{Address, Arguments, Device, Queue};
 const RUNS: usize = 8;
 
 /// `NormArgs`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct NormArgs {
     x: Address,

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use bytemuck::NoUninit;
 use ctq_model::matrix::Code;
 use ctq_model::scheme::{Activation, ActivationScale, ActivationSharing};
 
@@ -22,7 +23,7 @@ const COLUMNS: usize = 4 * THREADS;
 const PADDED: usize = 64;
 
 /// `QuantizeArgs`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct QuantizeArgs {
     x: Address,
@@ -47,15 +48,14 @@ struct QuantizeArgs {
     high: f32,
     zero: f32,
     global: f32,
+    padding: u32,
 }
 
 // SAFETY: as the structure of that name in quantize.cu.
-unsafe impl Arguments for QuantizeArgs {
-    const WORDS: usize = std::mem::offset_of!(QuantizeArgs, width) / size_of::<u64>();
-}
+unsafe impl Arguments for QuantizeArgs {}
 
 /// `QUANTIZE_INTEGERS` and what follows.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(u32)]
 enum Rounding {
     Integers = 0,
@@ -64,7 +64,7 @@ enum Rounding {
 }
 
 /// `QUANTIZE_STATIC` and what follows.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, NoUninit, PartialEq, Eq)]
 #[repr(u32)]
 enum Scale {
     Static = 0,
@@ -74,7 +74,7 @@ enum Scale {
 }
 
 /// `QUANTIZE_VALUES` and what follows.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, NoUninit, PartialEq, Eq)]
 #[repr(u32)]
 enum Output {
     Values = 0,
@@ -149,7 +149,7 @@ pub(crate) fn prepare<D: Device>(
 }
 
 /// `OperandArgs`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct OperandArgs {
     x: Address,
@@ -328,6 +328,7 @@ fn quantize<D: Device>(
         high,
         zero: quantizer.zero,
         global: quantizer.global_scale,
+        padding: 0,
     };
     let blocks = (x.rows * runs).div_ceil(THREADS / lanes);
     device.launch(Queue::Compute, "quantize_runs", [blocks, 1, 1], &args)
@@ -340,22 +341,21 @@ struct WindowRanges<M> {
 }
 
 /// `RangeArgs`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct RangeArgs {
     x: Address,
     ranges: Address,
     rows: u64,
     width: u32,
+    padding: u32,
 }
 
 // SAFETY: as the structure of that name in quantize.cu.
-unsafe impl Arguments for RangeArgs {
-    const WORDS: usize = std::mem::offset_of!(RangeArgs, width) / size_of::<u64>();
-}
+unsafe impl Arguments for RangeArgs {}
 
 /// `FoldArgs`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct FoldArgs {
     rows: Address,
@@ -386,6 +386,7 @@ fn window_ranges<D: Device>(
         ranges: D::address(&rows),
         rows: x.rows as u64,
         width: x.width as u32,
+        padding: 0,
     };
     device.launch(Queue::Compute, "range_rows", [x.rows.div_ceil(THREADS / WARP), 1, 1], &args)?;
     let ranges = device.allocate(windows.len() * 8)?;

@@ -9,6 +9,7 @@ use crate::cuda::buffer::{CudaBuffer, upload_floats, upload_integers};
 use crate::cuda::device::{Address, Arguments, Device, Queue};
 use crate::cuda::elementwise::{NONE, row_blocks};
 use crate::{KernelError, Rotation};
+use bytemuck::NoUninit;
 
 /// cos and sin of every position on the device. Kept until another rotation comes: all layers turn by the same.
 #[derive(Debug)]
@@ -19,7 +20,7 @@ pub(crate) struct Tables<M> {
 }
 
 /// `RotateArgs`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct RotateArgs {
     x: Address,

@@ -2,6 +2,8 @@
 //! here.
 #![expect(unsafe_code, reason = "arguments of kernels")]
 
+use bytemuck::NoUninit;
+
 use crate::KernelError;
 use crate::cuda::buffer::{CudaBuffer, download_floats, download_integers};
 use crate::cuda::device::{Address, Arguments, Device, Queue};
@@ -11,7 +13,7 @@ use crate::route::{ExpertTokens, Renormalize};
 const TOKENS: usize = 8;
 
 /// `RouteArgs`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct RouteArgs {
     logits: Address,
@@ -21,12 +23,11 @@ struct RouteArgs {
     experts: u32,
     top_k: u32,
     renormalize: u32,
+    padding: u32,
 }
 
 // SAFETY: as the structure of that name in route.cu.
-unsafe impl Arguments for RouteArgs {
-    const WORDS: usize = std::mem::offset_of!(RouteArgs, experts) / size_of::<u64>();
-}
+unsafe impl Arguments for RouteArgs {}
 
 /// Softmax over all experts in f64, the `top_k` largest (the lower index of equals), divided as `renormalize` says.
 /// `logits` is [tokens, experts].
@@ -54,6 +55,7 @@ pub(crate) fn route<D: Device>(
             Renormalize::All => 0,
             Renormalize::Chosen => 1,
         },
+        padding: 0,
     };
     device.launch(Queue::Compute, "route", [tokens.div_ceil(TOKENS), 1, 1], &args)?;
     let ids = download_integers(device, &ids, tokens * top_k)?;

@@ -334,7 +334,7 @@ mod tests {
                 let places = rows.flat_map(|row| (0..k).map(move |k| (row, k)));
                 out.iter_mut().zip(places).for_each(|(out, (row, k))| *out = value(row, k));
             };
-            for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+            for isa in Isa::here() {
                 let strips = Strips::pack(isa, unit, (rows, k), fill);
                 let expected = |order: &dyn Fn(usize) -> usize| -> Vec<f32> {
                     (0..rows)

@@ -4,6 +4,8 @@
     reason = "outputs of several threads lie between one another; registers load from pointers"
 )]
 
+use std::marker::PhantomData;
+
 use super::dot::{Dot, FloatPortable, ShortPortable};
 #[cfg(target_arch = "x86_64")]
 use super::dot::{FloatAvx2, FloatAvx512, PairAvx512, QuadAvx512, ShortAvx2, ShortAvx512};
@@ -35,9 +37,50 @@ pub(crate) struct Product<'a> {
     pub(crate) steps: usize,
 }
 
-/// Where sums go: some rows and columns, f32 or i32 as the unit has it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Out {
+/// Where sums go: some rows and columns, f32 or i32 as the unit has it, that nobody else sees meanwhile.
+pub(crate) struct Out<'a> {
+    place: Place,
+    values: PhantomData<&'a mut [u32]>,
+}
+
+impl<'a> Out<'a> {
+    /// The first `rows` rows and `columns` columns of a slice, a row every `stride`.
+    ///
+    /// # Panics
+    /// If the slice is too short.
+    pub(crate) fn of(values: &'a mut [f32], stride: usize, rows: usize, columns: usize) -> Out<'a> {
+        assert!(rows == 0 || values.len() >= (rows - 1) * stride + columns);
+        // SAFETY: as has been checked, and borrowed for as long.
+        unsafe { Out::at(values.as_mut_ptr(), stride, rows, columns) }
+    }
+
+    /// As [`Out::of`] for integers.
+    ///
+    /// # Panics
+    /// If the slice is too short.
+    pub(crate) fn of_integers(values: &'a mut [i32], stride: usize, rows: usize, columns: usize) -> Out<'a> {
+        assert!(rows == 0 || values.len() >= (rows - 1) * stride + columns);
+        // SAFETY: as has been checked, and borrowed for as long; both elements are 32 bits of anything.
+        unsafe { Out::at(values.as_mut_ptr().cast(), stride, rows, columns) }
+    }
+
+    /// Rows and columns from `first` on.
+    ///
+    /// # Safety
+    /// For as long as this lives, `first` points to `rows` rows every `stride` elements of `columns` elements each, and
+    /// nobody else looks at them.
+    ///
+    /// # Panics
+    /// If there are more columns than a half has.
+    pub(crate) unsafe fn at(first: *mut f32, stride: usize, rows: usize, columns: usize) -> Out<'a> {
+        assert!(columns <= HALF);
+        Out { place: Place { first: first.cast(), stride, rows, columns }, values: PhantomData }
+    }
+}
+
+/// An [`Out`] without its borrow, which the functions below pass on.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
     first: *mut u32,
     /// Elements from one row to the next.
     stride: usize,
@@ -45,52 +88,25 @@ pub(crate) struct Out {
     columns: usize,
 }
 
-impl Out {
-    /// The first `rows` rows and `columns` columns of a slice.
-    ///
-    /// # Panics
-    /// If the slice is too short.
-    pub(crate) fn of(values: &mut [f32], stride: usize, rows: usize, columns: usize) -> Out {
-        assert!(columns <= HALF && (rows == 0 || values.len() >= (rows - 1) * stride + columns));
-        Out { first: values.as_mut_ptr().cast(), stride, rows, columns }
-    }
-
-    /// As [`Out::of`] for integers.
-    ///
-    /// # Panics
-    /// If the slice is too short.
-    pub(crate) fn of_integers(values: &mut [i32], stride: usize, rows: usize, columns: usize) -> Out {
-        assert!(columns <= HALF && (rows == 0 || values.len() >= (rows - 1) * stride + columns));
-        Out { first: values.as_mut_ptr().cast(), stride, rows, columns }
-    }
-
+impl Place {
     /// `rows` rows from `row` on.
     ///
     /// # Safety
     /// They are among its rows.
-    unsafe fn rows(self, row: usize, rows: usize) -> Out {
+    unsafe fn rows(self, row: usize, rows: usize) -> Place {
         // SAFETY: the caller's promise.
-        Out { first: unsafe { self.first.add(row * self.stride) }, rows, ..self }
+        Place { first: unsafe { self.first.add(row * self.stride) }, rows, ..self }
     }
 
     /// Copies some rows and columns.
     ///
     /// # Safety
     /// Both have as many rows and columns.
-    unsafe fn copy_to(self, to: Out, rows: usize, columns: usize) {
+    unsafe fn copy_to(self, to: Place, rows: usize, columns: usize) {
         for row in 0..rows {
             // SAFETY: the caller's promise. Both may be the same place.
             unsafe { self.first.add(row * self.stride).copy_to(to.first.add(row * to.stride), columns) };
         }
-    }
-
-    /// Rows and columns from `first` on.
-    ///
-    /// # Safety
-    /// As long as it is used, `first` points to `rows` rows every `stride` elements of `columns` elements each, and nobody
-    /// else looks at them.
-    pub(crate) unsafe fn at(first: *mut f32, stride: usize, rows: usize, columns: usize) -> Out {
-        Out { first: first.cast(), stride, rows, columns }
     }
 }
 
@@ -98,9 +114,9 @@ impl Out {
 ///
 /// # Panics
 /// If inputs or weights are too short.
-pub(crate) fn multiply(isa: Isa, unit: Unit, product: Product<'_>, begin: Begin, out: Out) {
-    check(product, out);
-    run(isa, unit, product, begin, out, out);
+pub(crate) fn multiply(isa: Isa, unit: Unit, product: Product<'_>, begin: Begin, out: Out<'_>) {
+    check(product, out.place);
+    run(isa, unit, product, begin, out.place, out.place);
 }
 
 /// As [`multiply`] where sums go on, or are added, from those in `from` and end in `out`: rows and columns of one strip.
@@ -113,14 +129,15 @@ pub(crate) fn finish(
     product: Product<'_>,
     begin: Begin,
     from: &mut [f32; STRIP * HALF],
-    out: Out,
+    out: Out<'_>,
 ) {
+    let out = out.place;
     check(product, out);
     assert!(out.rows <= STRIP);
-    run(isa, unit, product, begin, Out { first: from.as_mut_ptr().cast(), stride: HALF, ..out }, out);
+    run(isa, unit, product, begin, Place { first: from.as_mut_ptr().cast(), stride: HALF, ..out }, out);
 }
 
-fn check(Product { inputs, strip_words, weights, steps }: Product<'_>, out: Out) {
+fn check(Product { inputs, strip_words, weights, steps }: Product<'_>, out: Place) {
     let strips = out.rows.div_ceil(STRIP);
     assert!(
         inputs.len() >= strips.saturating_sub(1) * strip_words + steps * STRIP
@@ -128,7 +145,7 @@ fn check(Product { inputs, strip_words, weights, steps }: Product<'_>, out: Out)
     );
 }
 
-fn run(isa: Isa, unit: Unit, product: Product<'_>, begin: Begin, from: Out, out: Out) {
+fn run(isa: Isa, unit: Unit, product: Product<'_>, begin: Begin, from: Place, out: Place) {
     match unit {
         Unit::Float | Unit::SwappedFloat => floats(isa, product, begin, from, out),
         Unit::Pair => pairs(isa, product, begin, from, out),
@@ -139,7 +156,7 @@ fn run(isa: Isa, unit: Unit, product: Product<'_>, begin: Begin, from: Out, out:
 
 for_each_isa! {
     /// [`multiply`] of [`Unit::Float`].
-    fn floats(product: Product<'_>, begin: Begin, from: Out, out: Out) {
+    fn floats(product: Product<'_>, begin: Begin, from: Place, out: Place) {
         avx512bf16: strips::<FloatAvx512, 12, 2>,
         avx512: strips::<FloatAvx512, 12, 2>,
         avx2: strips::<FloatAvx2, 6, 2>,
@@ -149,7 +166,7 @@ for_each_isa! {
 
 for_each_isa! {
     /// [`multiply`] of [`Unit::Pair`], which the other instruction sets have no operands of.
-    fn pairs(product: Product<'_>, begin: Begin, from: Out, out: Out) {
+    fn pairs(product: Product<'_>, begin: Begin, from: Place, out: Place) {
         avx512bf16: strips::<PairAvx512, 12, 2>,
         avx512: no_such_unit,
         avx2: no_such_unit,
@@ -159,7 +176,7 @@ for_each_isa! {
 
 for_each_isa! {
     /// [`multiply`] of [`Unit::Quad`], which the other instruction sets have no operands of.
-    fn quads(product: Product<'_>, begin: Begin, from: Out, out: Out) {
+    fn quads(product: Product<'_>, begin: Begin, from: Place, out: Place) {
         avx512bf16: strips::<QuadAvx512, 12, 2>,
         avx512: no_such_unit,
         avx2: no_such_unit,
@@ -169,7 +186,7 @@ for_each_isa! {
 
 for_each_isa! {
     /// [`multiply`] of [`Unit::Short`].
-    fn shorts(product: Product<'_>, begin: Begin, from: Out, out: Out) {
+    fn shorts(product: Product<'_>, begin: Begin, from: Place, out: Place) {
         avx512bf16: strips::<ShortAvx512, 12, 2>,
         avx512: strips::<ShortAvx512, 12, 2>,
         avx2: strips::<ShortAvx2, 6, 2>,
@@ -177,7 +194,7 @@ for_each_isa! {
     }
 }
 
-fn no_such_unit(_: Product<'_>, _: Begin, _: Out, _: Out) {
+fn no_such_unit(_: Product<'_>, _: Begin, _: Place, _: Place) {
     unreachable!("operands are packed for the instruction set that multiplies them");
 }
 
@@ -185,8 +202,8 @@ fn no_such_unit(_: Product<'_>, _: Begin, _: Out, _: Out) {
 fn strips<D: Dot, const ROWS: usize, const VECTORS: usize>(
     product: Product<'_>,
     begin: Begin,
-    from: Out,
-    out: Out,
+    from: Place,
+    out: Place,
 ) {
     for row in (0..out.rows).step_by(STRIP) {
         let part = Product { inputs: &product.inputs[row / STRIP * product.strip_words..], ..product };
@@ -207,11 +224,11 @@ fn strips<D: Dot, const ROWS: usize, const VECTORS: usize>(
 fn edge<D: Dot, const ROWS: usize, const VECTORS: usize>(
     product: Product<'_>,
     begin: Begin,
-    from: Out,
-    out: Out,
+    from: Place,
+    out: Place,
 ) {
     let mut tile = [0_u32; STRIP * HALF];
-    let whole = Out { first: tile.as_mut_ptr(), stride: HALF, rows: STRIP, columns: HALF };
+    let whole = Place { first: tile.as_mut_ptr(), stride: HALF, rows: STRIP, columns: HALF };
     // SAFETY: rows and columns of `from` and `out`, and as many of the tile, which is larger.
     unsafe {
         if begin != Begin::Zero {
@@ -230,15 +247,16 @@ fn edge<D: Dot, const ROWS: usize, const VECTORS: usize>(
 unsafe fn strip<D: Dot, const ROWS: usize, const VECTORS: usize>(
     product: Product<'_>,
     begin: Begin,
-    from: Out,
-    out: Out,
+    from: Place,
+    out: Place,
 ) {
     const { assert!(STRIP.is_multiple_of(ROWS) && HALF.is_multiple_of(D::LANES * VECTORS)) };
     for row in (0..STRIP).step_by(ROWS) {
         for column in (0..HALF).step_by(D::LANES * VECTORS) {
             // SAFETY: the caller's promise: rows and columns of a block are inside the strip and the half.
             unsafe {
-                let at = |place: Out| Out { first: place.first.add(row * place.stride + column), ..place };
+                let at =
+                    |place: Place| Place { first: place.first.add(row * place.stride + column), ..place };
                 let (inputs, weights) =
                     (product.inputs.as_ptr().add(row), product.weights.as_ptr().add(column));
                 let next = inputs.wrapping_add(product.strip_words);
@@ -259,8 +277,8 @@ unsafe fn block<D: Dot, const ROWS: usize, const VECTORS: usize>(
     weights: *const u32,
     steps: usize,
     begin: Begin,
-    from: Out,
-    out: Out,
+    from: Place,
+    out: Place,
 ) {
     // SAFETY: the caller's promise; a row of the block is one word of inputs a step, a vector `LANES` words of weights.
     unsafe {

@@ -239,10 +239,6 @@ fn same(found: &[f32], expected: &[f32], what: &str) {
     }
 }
 
-fn machines() -> impl Iterator<Item = Isa> {
-    Isa::ALL.into_iter().filter(|isa| isa.available())
-}
-
 const WINDOWS: [Range<usize>; 4] = [0..1, 1..1, 1..14, 14..30];
 
 #[test]
@@ -257,7 +253,7 @@ fn values_are_requantized_as_one_by_one() {
             }
             for quantizer in quantizers {
                 let expected = requantized_one_by_one(&x, &quantizer, 20, &WINDOWS, false);
-                for isa in machines() {
+                for isa in Isa::here() {
                     let mut found = x.clone();
                     fake_quantize(isa, &mut found, &quantizer, 20, &WINDOWS);
                     same(&found.values, &expected, &format!("{isa:?} {width} {quantizer:?}"));
@@ -278,7 +274,7 @@ fn operands_are_the_values_and_codes_of_one_by_one() {
         let scaled = requantized_one_by_one(&x, &quantizer, x.width, &WINDOWS, true);
         let (codes, scales, zeros) = encoded_one_by_one(&x, &quantizer, &WINDOWS);
         let bf16 = |values: &[f32]| values.iter().map(|value| round_bf16(*value)).collect::<Vec<_>>();
-        for isa in machines() {
+        for isa in Isa::here() {
             let what = format!("{isa:?} {quantizer:?}");
             let library = Treatment::FakeQuantized(quantizer.clone());
             let found = prepare(isa, &x, &library, Compute::F32, &WINDOWS);
@@ -319,7 +315,7 @@ fn plain_operands_are_rounded() {
     for (width, rows) in [(1, 1), (37, 13), (640, 25)] {
         let x = numbers(width, rows);
         let bf16: Vec<f32> = x.values.iter().map(|value| round_bf16(*value)).collect();
-        for isa in machines() {
+        for isa in Isa::here() {
             let plain = |compute| prepare(isa, &x, &Treatment::Plain, compute, &[]).strips.values();
             same(&plain(Compute::F32), &x.values, &format!("{isa:?}"));
             same(&plain(Compute::Bf16), &bf16, &format!("{isa:?}"));

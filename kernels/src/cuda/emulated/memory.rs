@@ -3,18 +3,12 @@
 #![expect(unsafe_code, reason = "owns raw memory that kernels work on")]
 
 use std::collections::BTreeMap;
-use std::ffi::c_void;
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::order::Order;
 use crate::cuda::device::Arguments;
-
-unsafe extern "C" {
-    /// Not a copy of Rust's, to which padding has no value.
-    fn ctq_copy_bytes(from: *const c_void, to: *mut c_void, bytes: usize);
-}
 
 /// Bytes before and behind each allocation that no kernel may touch.
 const GUARD: usize = 256;
@@ -32,11 +26,9 @@ fn allocations() -> MutexGuard<'static, BTreeMap<u64, (usize, u64)>> {
 /// Bytes of an allocation of another device that an address among a kernel's arguments lies in. What arguments point to
 /// is not looked at.
 pub(super) fn of_another_device<A: Arguments>(args: &A, device: &Order) -> Option<usize> {
-    let mut words = vec![0_u64; A::WORDS];
-    // SAFETY: as many bytes as there are words, no more than the arguments have: each of them is inside.
-    unsafe { ctq_copy_bytes(std::ptr::from_ref(args).cast(), words.as_mut_ptr().cast(), 8 * words.len()) };
     let allocations = allocations();
-    words.into_iter().find_map(|address| {
+    bytemuck::bytes_of(args).as_chunks().0.iter().find_map(|word| {
+        let address = u64::from_ne_bytes(*word);
         let (start, (bytes, owner)) = allocations.range(..=address).next_back()?;
         (*owner != device.number() && address < start + *bytes as u64).then_some(*bytes)
     })

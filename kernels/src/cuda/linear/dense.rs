@@ -13,6 +13,7 @@ use crate::cuda::device::{Address, Arguments, DenseProduct, Device, Queue};
 use crate::cuda::linear::{Input, Output};
 use crate::cuda::matrix::CudaMatrix;
 use crate::cuda::{Cuda, decode};
+use bytemuck::NoUninit;
 
 /// Shape that every product has.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +47,7 @@ pub(crate) fn scratch_bytes(matrices: impl Iterator<Item = (usize, usize)>) -> u
 }
 
 /// `CopyColumnsArgs`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct CopyColumnsArgs {
     from: Address,
@@ -54,15 +55,14 @@ struct CopyColumnsArgs {
     columns: u32,
     from_stride: u32,
     to_stride: u32,
+    padding: u32,
 }
 
 // SAFETY: as the structure of that name in linear_bf16.cu.
-unsafe impl Arguments for CopyColumnsArgs {
-    const WORDS: usize = std::mem::offset_of!(CopyColumnsArgs, columns) / size_of::<u64>();
-}
+unsafe impl Arguments for CopyColumnsArgs {}
 
 /// `PadRowsArgs`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct PadRowsArgs {
     from: Address,
@@ -194,6 +194,7 @@ impl<D: Device> TokenRun<'_, D> {
             columns: columns as u32,
             from_stride: from.stride as u32,
             to_stride: to.stride as u32,
+            padding: 0,
         };
         self.device.launch(Queue::Compute, "copy_columns", [self.count, 1, 1], &args)
     }

@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use bytemuck::NoUninit;
 use ctq_container::TILE;
 
 use crate::KernelError;
@@ -23,7 +24,7 @@ const KERNELS: [&str; 7] =
     ["fused_int4", "fused_e2m1", "fused_int8", "fused_e4m3", "fused_bf16", "fused_f16", "fused_f32"];
 
 /// `Problem`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct ProblemArgs {
     matrix: MatrixArgs,
@@ -38,12 +39,13 @@ struct ProblemArgs {
 const _: () = assert!(size_of::<ProblemArgs>() == 120, "as the assertion in linear_bf16.cu");
 
 /// `FusedArgs`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct FusedArgs {
     single: ProblemArgs,
     problems: Address,
     count: u32,
+    padding: u32,
 }
 
 // SAFETY: as the structure of that name in linear_bf16.cu.
@@ -82,7 +84,7 @@ pub(super) fn product<D: Device>(
             y_stride: y.stride as u32,
             divisor: *divisor,
         };
-        let args = FusedArgs { single, problems: Address::NULL, count: 0 };
+        let args = FusedArgs { single, problems: Address::NULL, count: 0, padding: 0 };
         let blocks = [(matrix.row_tiles as usize * TILE).div_ceil(ROWS), tokens.len().div_ceil(TOKENS), 1];
         device.launch(Queue::Compute, class.pick(&KERNELS), blocks, &args)
     };
@@ -137,7 +139,8 @@ pub(super) fn grouped<D: Device>(
     }
     let (Some(single), Some(product)) = (problems.first(), products.first()) else { return Ok(()) };
     let table = device.upload(bytes_of(&problems))?;
-    let args = FusedArgs { single: *single, problems: D::address(&table), count: problems.len() as u32 };
+    let args =
+        FusedArgs { single: *single, problems: D::address(&table), count: problems.len() as u32, padding: 0 };
     let columns = (single.matrix.row_tiles as usize * TILE).div_ceil(ROWS);
     device.launch(Queue::Compute, product.weight.class().pick(&KERNELS), [columns, blocks, 1], &args)
 }

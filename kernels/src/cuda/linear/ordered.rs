@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use bytemuck::NoUninit;
 use ctq_container::TILE;
 use ctq_model::matrix::Code;
 
@@ -18,7 +19,7 @@ use crate::exact_product::Sums;
 const TOKENS: usize = 128;
 
 /// `OrderedArgs`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct OrderedArgs {
     matrix: MatrixArgs,
@@ -31,13 +32,14 @@ struct OrderedArgs {
     step: u32,
     segment: u32,
     divisor: f32,
+    padding: u32,
 }
 
 // SAFETY: as the structure of that name in linear_f32.cu.
 unsafe impl Arguments for OrderedArgs {}
 
 /// `PermuteArgs`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct PermuteArgs {
     x: Address,
@@ -84,6 +86,7 @@ pub(super) fn product<D: Device>(
         step: plan.step as u32,
         segment: plan.segment as u32,
         divisor: plan.divisor,
+        padding: 0,
     };
     let blocks = [matrix.row_tiles as usize, tokens.len().div_ceil(TOKENS), 1];
     device.launch(Queue::Compute, plan.kernel, blocks, &args)

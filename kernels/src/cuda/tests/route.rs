@@ -1,5 +1,7 @@
 //! Routing against the definition, bit by bit, and its exponential against the `libm` crate.
 
+use bytemuck::NoUninit;
+
 use super::*;
 use crate::cuda::emulated::{Emulated, Schedule};
 
@@ -50,7 +52,7 @@ fn ties_zeros_of_both_signs_and_what_is_not_finite() {
 }
 
 /// `ExponentialArgs`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct ExponentialArgs {
     x: Address,

@@ -5,6 +5,7 @@ use std::thread;
 
 use super::*;
 use crate::cuda::driver::probe;
+use bytemuck::NoUninit;
 
 fn open(budget: Option<u64>) -> Option<CudaDevice> {
     match probe() {
@@ -22,7 +23,7 @@ fn open(budget: Option<u64>) -> Option<CudaDevice> {
 }
 
 /// `PairArgs` of elementwise.cu.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
 struct PairArgs {
     x: Address,
