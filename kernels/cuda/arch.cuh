@@ -13,8 +13,9 @@ typedef int i32;
 typedef unsigned long long u64;
 typedef long long i64;
 
-// Threads of a warp.
+// Threads of a warp, and of a warpgroup (hopper.cuh).
 #define WARP 32
+#define WARPGROUP 128
 
 // Shared memory that a block may have on every target: sm_86, sm_89 and sm_120 give 99 KiB.
 #define SHARED_LIMIT (99 * 1024)

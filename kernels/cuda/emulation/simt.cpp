@@ -92,10 +92,18 @@ u32 ctq_run_block(const simt::Kernel* kernel, const void* args, u32 x, u32 y, u3
     s.fibers.assign(s.threads, Fiber{});
     s.done.assign(s.threads, 0);
     s.copies.assign(s.threads, std::vector<std::vector<Copy>>(1));
+    s.warpgroups.assign(s.threads / WARPGROUP, Warpgroup{});
+    s.barriers.clear();
+    s.bulk_copies.clear();
+    for (Meeting& meeting : s.meetings) meeting = Meeting{0, 0};
     s.kernel = kernel;
     s.args = args;
     for (u32 i = 0; i < s.threads; i++) prepare(s.fibers[i], stacks.bytes + STACK_BYTES * i, STACK_BYTES, fiber);
     change(s.host, s.fibers[s.current]);
+    // What is under way when a block ends would come to whatever has its shared memory next.
+    bool whole = s.bulk_copies.empty();
+    for (const Warpgroup& group : s.warpgroups) whole = whole && group.groups.size() == 1 && group.groups[0].empty();
+    if (s.failure == Failure::None && !whole) s.failure = Failure::Unfinished;
     return (u32)s.failure;
 }
 

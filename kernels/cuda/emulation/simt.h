@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <map>
 #include <vector>
 
 #include "fiber.h"
@@ -73,7 +74,7 @@ struct Block {
     u32 x, y, z;
 };
 
-enum class Failure : u32 { None = 0, Deadlock = 1, SharedBounds = 2, ThreadLeft = 3, Misaligned = 4 };
+enum class Failure : u32 { None = 0, Deadlock = 1, SharedBounds = 2, ThreadLeft = 3, Misaligned = 4, Misuse = 5, Unfinished = 6 };
 
 struct Copy {
     u32 to;
@@ -91,6 +92,52 @@ struct Warp {
     u32 out[WARP][4];
 };
 
+// A barrier in shared memory: arrivals of a phase, those that are missing of this one, and bytes announced that have yet
+// to come.
+struct Barrier {
+    u32 arrivals;
+    i32 missing;
+    long long bytes;
+    u32 phase;
+};
+
+// A bulk copy under way: runs of bytes, zeros where they come from nowhere.
+struct BulkCopy {
+    struct Row {
+        u32 to;
+        const u8* from;
+        u32 bytes;
+    };
+    u32 barrier, bytes;
+    std::vector<Row> rows;
+};
+
+// What operands of a warpgroup's product are.
+enum class Element : u32 { Bf16, E4m3, S8 };
+
+// A product that a warpgroup has issued.
+struct Product {
+    Element kind;
+    u32 n;
+    bool a_shared, b_by_columns;
+    u64 a_descriptor, b;
+    u32 a[WARPGROUP][4];
+    void* sums[WARPGROUP];
+};
+
+// A warpgroup's meeting place, and its products by groups: the last group is still open.
+struct Warpgroup {
+    u32 arrived = 0;
+    u32 generation = 0;
+    bool fenced[WARPGROUP] = {false};
+    Product next;
+    std::vector<std::vector<Product>> groups{1};
+};
+
+struct Meeting {
+    u32 arrived, generation;
+};
+
 // The block that this thread of the host is running.
 struct State {
     Schedule schedule;
@@ -105,6 +152,10 @@ struct State {
     std::vector<Fiber> fibers;
     std::vector<u8> done;
     std::vector<std::vector<std::vector<Copy>>> copies;
+    std::vector<Warpgroup> warpgroups;
+    std::map<u32, Barrier> barriers;
+    std::vector<BulkCopy> bulk_copies;
+    Meeting meetings[16];
     Fiber host;
     const Kernel* kernel;
     const void* args;

@@ -28,6 +28,47 @@ impl Address {
 #[expect(unsafe_code, reason = "the launcher hands the bytes to a kernel as they are")]
 pub unsafe trait Arguments: NoUninit + Send + Sync {}
 
+/// A matrix in device memory that kernels copy boxes of, 128 bytes wide, with Hopper's copy engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TensorTile {
+    /// Row-major elements, aligned to 16 bytes.
+    pub address: Address,
+    /// Rows; those beyond read as zeros.
+    pub rows: usize,
+    /// Elements of a row; those beyond read as zeros.
+    pub columns: usize,
+    /// Bytes from one row to the next, a multiple of 16.
+    pub row_bytes: usize,
+    /// Rows of a box, at most 256.
+    pub box_rows: usize,
+    /// What the matrix holds.
+    pub element: TensorElement,
+}
+
+/// Elements of a [`TensorTile`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TensorElement {
+    /// 16 bits.
+    Bf16,
+    /// 8 bits of any meaning.
+    Byte,
+}
+
+impl TensorElement {
+    /// Its size.
+    pub const fn bytes(self) -> usize {
+        match self {
+            TensorElement::Bf16 => 2,
+            TensorElement::Byte => 1,
+        }
+    }
+}
+
+/// A [`TensorTile`] as kernels take it: `TensorMap` of hopper.cuh, a part of their [`Arguments`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, NoUninit)]
+#[repr(C, align(64))]
+pub struct TensorMap(pub [u64; 16]);
+
 /// Queues of work on a device. Work of one queue runs in order; queues run beside one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Queue {
@@ -136,6 +177,18 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// As [`Device::allocate`]; where the copy cannot be queued.
     fn fetch(&self, from: &Self, memory: &Self::Memory) -> Result<Self::Memory, KernelError>;
+
+    /// Blocks that run at once where each has a multiprocessor to itself.
+    fn multiprocessors(&self) -> usize;
+
+    /// Whether kernels written for Hopper's warpgroups run here: `KERNEL_HOPPER` in the sources.
+    fn has_warpgroups(&self) -> bool;
+
+    /// How kernels are told of a matrix that they copy boxes of.
+    ///
+    /// # Errors
+    /// Where the device has no warpgroups, or does not take the matrix.
+    fn tensor_map(&self, tile: &TensorTile) -> Result<TensorMap, KernelError>;
 
     /// Whether [`Device::dense_product`] is there for products of this k. Must not depend on anything else.
     fn has_dense_product(&self, k: usize) -> bool;

@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use self::order::Order;
 use crate::KernelError;
 use crate::backend::BackendIdentity;
-use crate::cuda::device::{Address, Arguments, DenseProduct, Device, Queue};
+use crate::cuda::device::{Address, Arguments, DenseProduct, Device, Queue, TensorMap, TensorTile};
 
 /// As `simt::Kernel`.
 #[repr(C)]
@@ -120,6 +120,16 @@ pub struct Emulated {
     capacity: usize,
     order: Arc<Order>,
     dense_product: Dense,
+    warpgroups: Warpgroups,
+}
+
+/// Whether the emulated device runs kernels written for Hopper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Warpgroups {
+    /// As sm_90a.
+    Present,
+    /// As every other device.
+    Absent,
 }
 
 /// Whether the emulated device has a library for dense products.
@@ -132,11 +142,18 @@ pub enum Dense {
 }
 
 impl Emulated {
-    /// A device without a library for dense products and with as much memory as there is.
+    /// A device without warpgroups and without a library for dense products, with as much memory as there is.
     pub fn new(schedule: Schedule) -> Emulated {
         let order = Arc::new(Order::new());
         let kernels = Kernels::own();
-        Emulated { kernels, schedule, capacity: usize::MAX, order, dense_product: Dense::Absent }
+        Emulated {
+            kernels,
+            schedule,
+            capacity: usize::MAX,
+            order,
+            dense_product: Dense::Absent,
+            warpgroups: Warpgroups::Absent,
+        }
     }
 
     /// The same with another build of the kernels: a shared library made from `kernels/cuda/emulation/simt.cpp`.
@@ -157,6 +174,12 @@ impl Emulated {
     #[must_use]
     pub fn with_dense_product(self, dense_product: Dense) -> Emulated {
         Emulated { dense_product, ..self }
+    }
+
+    /// The same with or without warpgroups.
+    #[must_use]
+    pub fn with_warpgroups(self, warpgroups: Warpgroups) -> Emulated {
+        Emulated { warpgroups, ..self }
     }
 
     /// Bytes allocated now.
@@ -251,7 +274,9 @@ impl Device for Emulated {
                 1 => "makes no progress",
                 2 => "reaches beyond its shared memory",
                 4 => "reaches for 16 bytes that are not aligned",
-                _ => "waits for a thread that has left",
+                3 => "waits for a thread that has left",
+                5 => "uses a barrier, a bulk copy or a warpgroup's product as hardware does not let it",
+                _ => "ends while copies or products of it are under way",
             };
             // SAFETY: the name is a string literal of the kernel.
             let name = unsafe { CStr::from_ptr(found.0.name) }.to_string_lossy();
@@ -290,6 +315,32 @@ impl Device for Emulated {
         // SAFETY: as many bytes on both sides.
         unsafe { copy.content().copy_from_nonoverlapping(memory.content(), memory.bytes()) };
         Ok(copy)
+    }
+
+    fn multiprocessors(&self) -> usize {
+        // Few, so that blocks that stay for several tiles are tried.
+        3
+    }
+
+    fn has_warpgroups(&self) -> bool {
+        self.warpgroups == Warpgroups::Present
+    }
+
+    fn tensor_map(&self, tile: &TensorTile) -> Result<TensorMap, KernelError> {
+        let TensorTile { address, rows, columns, row_bytes, box_rows, element } = *tile;
+        if !self.has_warpgroups() {
+            return Err(Emulated::failure("a device without warpgroups has no tensor maps".to_owned()));
+        }
+        let aligned = address.0.is_multiple_of(16) && row_bytes.is_multiple_of(16);
+        if !aligned || rows == 0 || columns == 0 || !(1..=256).contains(&box_rows) {
+            return Err(Emulated::failure(format!("no tensor map tells of {tile:?}")));
+        }
+        // What emulation/hopper.h reads.
+        let mut words = [0; 16];
+        words[0] = address.0;
+        let numbers = [rows, columns, row_bytes, box_rows, element.bytes()];
+        words[1..].iter_mut().zip(numbers).for_each(|(word, number)| *word = number as u64);
+        Ok(TensorMap(words))
     }
 
     fn has_dense_product(&self, k: usize) -> bool {

@@ -22,7 +22,9 @@ mod rotate;
 mod route;
 
 pub use self::buffer::{CudaBuffer, CudaOperand};
-pub use self::device::{Address, Arguments, DenseProduct, Device, Queue};
+pub use self::device::{
+    Address, Arguments, DenseProduct, Device, Queue, TensorElement, TensorMap, TensorTile,
+};
 pub use self::matrix::CudaMatrix;
 
 use std::fmt;

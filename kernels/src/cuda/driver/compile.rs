@@ -71,6 +71,13 @@ impl Compiler {
         Compiler { code: Code::Compiled { target, nvrtc, cache }, notes: Mutex::default() }
     }
 
+    /// What machine code is made for, such as `sm_90a`.
+    pub(super) fn target(&self) -> &str {
+        match &self.code {
+            Code::Prebuilt { target } | Code::Compiled { target, .. } => target,
+        }
+    }
+
     /// Machine code of a unit.
     pub(super) fn cubin(&self, unit: Source) -> Result<Cow<'static, [u8]>, String> {
         match &self.code {

@@ -5,7 +5,10 @@ use std::path::Path;
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::sys;
+use cudarc::driver::sys::{
+    self, CUtensorMap, CUtensorMapDataType, CUtensorMapFloatOOBfill, CUtensorMapInterleave,
+    CUtensorMapL2promotion, CUtensorMapSwizzle,
+};
 
 use super::compile::Compiler;
 use super::context::Context;
@@ -19,7 +22,9 @@ use super::peers::CudaMark;
 use super::staging::Staging;
 use crate::KernelError;
 use crate::backend::BackendIdentity;
-use crate::cuda::device::{Address, Arguments, DenseProduct, Device, Queue};
+use crate::cuda::device::{
+    Address, Arguments, DenseProduct, Device, Queue, TensorElement, TensorMap, TensorTile,
+};
 
 /// Copies up to this many bytes go without pinned buffers.
 const SMALL: usize = 64 << 10;
@@ -35,6 +40,7 @@ pub struct CudaDevice {
     heap: Arc<Heap>,
     context: Arc<Context>,
     capability: (u32, u32),
+    multiprocessors: usize,
     /// Last kernel that was queued: a fault of one is told by whatever waits next.
     last: Mutex<&'static str>,
 }
@@ -82,6 +88,7 @@ impl CudaDevice {
             heap,
             context,
             capability: info.capability,
+            multiprocessors: info.multiprocessors as usize,
             last: Mutex::new(""),
         })
     }
@@ -293,6 +300,44 @@ impl Device for CudaDevice {
 
     fn fetch(&self, _from: &CudaDevice, memory: &CudaMemory) -> Result<CudaMemory, KernelError> {
         self.heap.fetch(memory).map_err(|error| self.blamed(error))
+    }
+
+    fn multiprocessors(&self) -> usize {
+        self.multiprocessors
+    }
+
+    fn has_warpgroups(&self) -> bool {
+        self.kernels.compiler.target() == "sm_90a"
+    }
+
+    fn tensor_map(&self, tile: &TensorTile) -> Result<TensorMap, KernelError> {
+        let TensorTile { address, rows, columns, row_bytes, box_rows, element } = *tile;
+        let kind = match element {
+            TensorElement::Bf16 => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            TensorElement::Byte => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        };
+        let size = [columns as u64, rows as u64];
+        let boxes = [(128 / element.bytes()) as u32, box_rows as u32];
+        let mut map = CUtensorMap { opaque: [0; 16] };
+        // SAFETY: the arrays have the lengths that a rank of 2 takes; the map is only written.
+        let encoded = unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &raw mut map,
+                kind,
+                2,
+                address.0 as *mut _,
+                size.as_ptr(),
+                &raw const row_bytes as *const u64,
+                boxes.as_ptr(),
+                [1_u32; 2].as_ptr(),
+                CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        self.context.check(encoded, &format!("cuTensorMapEncodeTiled of {tile:?}"))?;
+        Ok(TensorMap(map.opaque))
     }
 
     fn has_dense_product(&self, k: usize) -> bool {
