@@ -1,6 +1,6 @@
 //! The CUDA kernels, run on the CPU, against the CPU backend: every operation under every schedule that CUDA allows.
 
-use ctq_kernels::check::{Extent, Finding, Size, compare};
+use ctq_kernels::check::{Area, Extent, Finding, Size, compare};
 use ctq_kernels::cpu::Cpu;
 use ctq_kernels::cuda::Cuda;
 use ctq_kernels::cuda::emulated::{CopyTime, Dense, Emulated, Schedule, ThreadOrder};
@@ -24,7 +24,7 @@ fn assert_sound(findings: &[Finding], schedule: Schedule) {
 fn hold(order: ThreadOrder, copies: CopyTime) {
     let schedule = Schedule { order, copies };
     let cuda = Cuda::new(Emulated::new(schedule));
-    assert_sound(&compare(&cuda, &Cpu::detect(), Size::Small, Extent::Everything), schedule);
+    assert_sound(&compare(&cuda, &Cpu::detect(), Area::ALL, Size::Small, Extent::Everything), schedule);
 }
 
 #[test]
@@ -62,5 +62,5 @@ fn last_thread_first_with_lazy_copies() {
 fn with_a_library_for_dense_products() {
     let schedule = Schedule::ALL[0];
     let cuda = Cuda::new(Emulated::new(schedule).with_dense_product(Dense::Present));
-    assert_sound(&compare(&cuda, &Cpu::detect(), Size::Small, Extent::Everything), schedule);
+    assert_sound(&compare(&cuda, &Cpu::detect(), Area::ALL, Size::Small, Extent::Everything), schedule);
 }

@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ctq_kernels::check::{Extent, Size, compare};
+use ctq_kernels::check::{Area, Extent, Size, compare};
 use ctq_kernels::cpu::Cpu;
 use ctq_kernels::cuda::Cuda;
 use ctq_kernels::cuda::emulated::{Dense, Emulated, Schedule};
@@ -18,6 +18,8 @@ use rayon::prelude::*;
 struct Bug {
     /// What is wrong.
     what: &'static str,
+    /// Where it must show.
+    area: Area,
     file: &'static str,
     /// The line as it is: stands in the file exactly once.
     line: &'static str,
@@ -27,116 +29,135 @@ struct Bug {
 const BUGS: &[Bug] = &[
     Bug {
         what: "a wait for copies that is too weak",
+        area: Area::Products,
         file: "tensor_product.cuh",
         line: "        copy_wait<1>();\n        sync_block();\n        u32 stage",
         planted: "        copy_wait<2>();\n        sync_block();\n        u32 stage",
     },
     Bug {
         what: "no barrier between a copy and its use",
+        area: Area::Products,
         file: "tensor_product.cuh",
         line: "        copy_wait<1>();\n        sync_block();\n        u32 stage",
         planted: "        copy_wait<1>();\n        u32 stage",
     },
     Bug {
         what: "a stage overwritten while others read it",
+        area: Area::Products,
         file: "tensor_product.cuh",
         line: "            }\n        }\n        sync_block();\n    }",
         planted: "            }\n        }\n    }",
     },
     Bug {
         what: "chunks exchanged on one side only",
+        area: Area::Products,
         file: "tensor_product.cuh",
         line: "load_matrices(b, stage + row * 128 + (chunk ^ row % 8) * 16);",
         planted: "load_matrices(b, stage + row * 128 + chunk * 16);",
     },
     Bug {
         what: "the scale of the upper rows for all",
+        area: Area::Products,
         file: "tensor_product.cuh",
         line: "a[r] = operand_pair<CODE>(m, ahead, s, r, scale[r & 1], zero[r & 1]);",
         planted: "a[r] = operand_pair<CODE>(m, ahead, s, r, scale[0], zero[r & 1]);",
     },
     Bug {
         what: "a store beyond the last token",
+        area: Area::Products,
         file: "linear_bf16.cu",
         line: "if (wanted && token < p.m)",
         planted: "if (wanted)",
     },
     Bug {
         what: "a thread that leaves before a barrier",
+        area: Area::Products,
         file: "linear_bf16.cu",
         line: "    float sums[16][4];\n    product_tile",
         planted: "    float sums[16][4];\n    if (thread() == 7) return;\n    product_tile",
     },
     Bug {
         what: "no meeting between writing and reading a warp's rows",
+        area: Area::Products,
         file: "decode.cu",
         line: "    sync_warp();\n",
         planted: "\n",
     },
     Bug {
         what: "a key too few",
+        area: Area::Attention,
         file: "attention_bf16.cu",
         line: "bool seen = key <= query &&",
         planted: "bool seen = key < query &&",
     },
     Bug {
         what: "queries taken for those of the window's first rows",
+        area: Area::Attention,
         file: "attention.cuh",
         line: "(u64)item.row + (position - item.begin)",
         planted: "(u64)item.row + position",
     },
     Bug {
         what: "a denominator that is not rescaled",
+        area: Area::Attention,
         file: "attention_bf16.cu",
         line: "queries.total[row] * shrink + sum",
         planted: "queries.total[row] + sum",
     },
     Bug {
         what: "keys overwritten while others read them",
+        area: Area::Attention,
         file: "attention_bf16.cu",
         line: "        score(scores, queries, query_tile, key_tile);\n        sync_block();",
         planted: "        score(scores, queries, query_tile, key_tile);",
     },
     Bug {
         what: "values used before they are there",
+        area: Area::Attention,
         file: "attention_bf16.cu",
         line: "        fold(scores, queries);\n        copy_wait<1>();",
         planted: "        fold(scores, queries);\n        copy_wait<2>();",
     },
     Bug {
         what: "a level of a sum lost",
+        area: Area::Rows,
         file: "norm.cu",
         line: "levels[1] += levels[0];",
         planted: "levels[1] = levels[0];",
     },
     Bug {
         what: "the later of equal experts",
+        area: Area::Rows,
         file: "route.cu",
         line: "if (key < before) best = most(best, key);",
         planted: "if (key <= before) best = most(best, key);",
     },
     Bug {
         what: "a rotation the wrong way",
+        area: Area::Rows,
         file: "elementwise.cu",
         line: "*first = a * cosine - b * sine;",
         planted: "*first = a * cosine + b * sine;",
     },
     Bug {
         what: "a tile's sum of exponentials that misses its last logit",
+        area: Area::Heads,
         file: "head.cu",
         line: "for (u32 i = 0; i < width; i++) sum += (double)logits[i];",
         planted: "for (u32 i = 0; i + 1 < width; i++) sum += (double)logits[i];",
     },
     Bug {
         what: "a scale of zero left as it is",
+        area: Area::Activations,
         file: "quantize.cu",
         line: "return scale == 0.0f ? float_of(0x34000000u) : scale;",
         planted: "return scale;",
     },
 ];
 
-/// Names the library that a child process is to check.
+/// Names the library that a child process is to check, and the area, by its place among all.
 const LIBRARY: &str = "CTQ_PLANTED_LIBRARY";
+const AREA: &str = "CTQ_PLANTED_AREA";
 /// What a child prints when it has noticed something.
 const CAUGHT: &str = "caught:";
 /// What a child prints when everything is sound.
@@ -151,7 +172,7 @@ fn every_planted_bug_is_caught() {
         .enumerate()
         .filter(|(index, bug)| {
             let library = plant(bug, &folder.path().join(index.to_string()));
-            let told = check_in_a_process(&library);
+            let told = check_in_a_process(&library, bug.area);
             println!("{}: {}", bug.what, told.lines().find(|line| line.contains(CAUGHT)).unwrap_or(""));
             told.contains(SOUND)
         })
@@ -166,11 +187,12 @@ fn unchanged_kernels_are_sound() {
     let folder = tempfile::tempdir().expect("a folder");
     let bug = Bug {
         what: "nothing",
+        area: Area::Rows,
         file: "norm.cu",
         line: "#include \"arch.cuh\"",
         planted: "#include \"arch.cuh\"",
     };
-    let told = check_in_a_process(&plant(&bug, folder.path()));
+    let told = check_in_a_process(&plant(&bug, folder.path()), bug.area);
     assert!(told.contains(SOUND), "{told}");
 }
 
@@ -178,10 +200,12 @@ fn unchanged_kernels_are_sound() {
 #[test]
 fn check_one_library() {
     let Some(library) = std::env::var_os(LIBRARY) else { return };
+    let place: usize = std::env::var(AREA).expect("an area").parse().expect("its place");
+    let areas = &Area::ALL[place..=place];
     for schedule in Schedule::ALL {
         let device = Emulated::new(schedule).with_dense_product(Dense::Present);
         let device = device.with_kernels(Path::new(&library)).expect("a build of the emulation");
-        let findings = compare(&Cuda::new(device), &Cpu::detect(), Size::Small, Extent::FirstFailure);
+        let findings = compare(&Cuda::new(device), &Cpu::detect(), areas, Size::Small, Extent::FirstFailure);
         if let Some(found) = findings.iter().find(|finding| finding.failure.is_some()) {
             let failure = found.failure.as_deref().unwrap_or_default();
             println!("{CAUGHT} under {schedule:?}, {} {}: {failure}", found.operation, found.case);
@@ -191,10 +215,12 @@ fn check_one_library() {
     println!("{SOUND}");
 }
 
-fn check_in_a_process(library: &Path) -> String {
+fn check_in_a_process(library: &Path, area: Area) -> String {
+    let place = Area::ALL.iter().position(|of| *of == area).expect("one of all");
     let output = Command::new(std::env::current_exe().expect("this test"))
         .args(["--exact", "check_one_library", "--nocapture"])
         .env(LIBRARY, library)
+        .env(AREA, place.to_string())
         .output()
         .expect("a child process");
     String::from_utf8_lossy(&output.stdout).into_owned()

@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context, bail};
 use comfy_table::{CellAlignment, Table, presets};
-use ctq_kernels::check::{Bound, Extent, Finding, Observation, Size, compare, observe_library};
+use ctq_kernels::check::{Area, Bound, Extent, Finding, Observation, Size, compare, observe_library};
 use ctq_kernels::cpu::Cpu;
 use serde::Serialize;
 
@@ -60,7 +60,7 @@ pub(super) fn run(size: CheckSize, options: &DoctorOptions, report: &Report) -> 
         CheckSize::Small => (Size::Small, Vec::new()),
         CheckSize::Large => (Size::Large, observe_library(cuda)?),
     };
-    let mut findings = compare(cuda, &Cpu::detect(), size, Extent::Everything);
+    let mut findings = compare(cuda, &Cpu::detect(), Area::ALL, size, Extent::Everything);
     findings.extend(collectives::check(gpus));
     if let Some(path) = &options.findings {
         let json = serde_json::to_string_pretty(&record(&device, &findings, &observations))?;

@@ -51,6 +51,26 @@ pub struct Finding {
     pub failure: Option<String>,
 }
 
+/// Operations that are held together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Area {
+    /// Norms, gates, rotations, rows by their numbers, experts.
+    Rows,
+    /// Quantization of activations.
+    Activations,
+    /// Attention.
+    Attention,
+    /// Linears.
+    Products,
+    /// Products of several experts, and partial log-sum-exps of a head.
+    Heads,
+}
+
+impl Area {
+    /// Every operation.
+    pub const ALL: &[Area] = &[Area::Rows, Area::Activations, Area::Attention, Area::Products, Area::Heads];
+}
+
 /// How far a comparison goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
@@ -60,18 +80,24 @@ pub enum Extent {
     FirstFailure,
 }
 
-/// Runs the cases on `subject` and on `expected`.
+/// Runs the cases of some areas on `subject` and on `expected`.
 pub fn compare<S: Backend, E: Backend>(
     subject: &S,
     expected: &E,
+    areas: &[Area],
     size: Size,
     extent: Extent,
 ) -> Vec<Finding> {
     let mut findings = Findings { subject, expected, extent, all: Vec::new() };
-    rows::cases(&mut findings, size);
-    activations::cases(&mut findings, size);
-    attention::cases(&mut findings, size);
-    products::cases(&mut findings, size);
+    for area in areas {
+        match area {
+            Area::Rows => rows::cases(&mut findings, size),
+            Area::Activations => activations::cases(&mut findings, size),
+            Area::Attention => attention::cases(&mut findings, size),
+            Area::Products => products::cases(&mut findings, size),
+            Area::Heads => products::heads(&mut findings),
+        }
+    }
     findings.all
 }
 

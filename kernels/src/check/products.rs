@@ -48,6 +48,10 @@ pub(super) fn cases<S: Backend, E: Backend>(findings: &mut Findings<'_, S, E>, s
     }
     let library = Acts::Library(Kind::named("fp8 token"));
     linear(findings, Linear::new(Scheme::named("fp8 channel"), library, Compute::Bf16, (m, n, k)));
+}
+
+/// Experts, and heads.
+pub(super) fn heads<S: Backend, E: Backend>(findings: &mut Findings<'_, S, E>) {
     for scheme in ["bf16", "int4 g128", "nvfp4"] {
         for compute in [Compute::F32, Compute::Bf16] {
             let scheme = Scheme::named(scheme);
