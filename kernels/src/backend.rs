@@ -12,7 +12,7 @@ use ctq_model::scheme::Activation;
 pub use crate::error::KernelError;
 use crate::peers::{Alone, Peers};
 use crate::route::{ExpertTokens, Renormalize};
-use crate::{Compute, Rotation};
+use crate::{Compute, Rotation, composed};
 
 /// Rows of the vocabulary that one partial log-sum-exp covers.
 pub const VOCABULARY_TILE: usize = 128;
@@ -116,6 +116,25 @@ impl Span {
     }
 }
 
+/// The two linears of a gated feed-forward part that see the same inputs. Both matrices are [n, k].
+#[derive(Debug)]
+pub struct GatePair<'a, M> {
+    /// What passes through the sigmoid.
+    pub gate: &'a M,
+    /// What it is multiplied with.
+    pub up: &'a M,
+    /// Of gate and up, each of the whole matrix that the one here is a range of.
+    pub biases: [Option<&'a [f32]>; 2],
+}
+
+impl<M> Clone for GatePair<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<M> Copy for GatePair<'_, M> {}
+
 /// Partial log-sum-exps of a run of vocabulary tiles.
 #[derive(Clone, Debug, Default)]
 pub struct HeadTiles {
@@ -144,6 +163,8 @@ pub trait Backend: Send + Sync {
     type Buffer: Send + Sync;
     /// Inputs of linears after their [`Treatment`].
     type Operand: Send + Sync;
+    /// A question about activations whose answer a device may still be working out: see [`Backend::watch`].
+    type Watch: Send + Sync;
 
     /// Who computes.
     fn identity(&self) -> BackendIdentity;
@@ -200,6 +221,32 @@ pub trait Backend: Send + Sync {
         windows: &[Range<usize>],
     ) -> Result<Self::Operand, KernelError>;
 
+    /// [`Backend::norm`] over whole rows, then [`Backend::prepare`]: with their bits, but a device may leave out what is
+    /// between.
+    fn norm_operand(
+        &self,
+        x: &Self::Buffer,
+        weight: &[f32],
+        epsilon: f32,
+        treatment: &Treatment,
+        compute: Compute,
+        windows: &[Range<usize>],
+    ) -> Result<Self::Operand, KernelError> {
+        composed::norm_operand(self, x, weight, epsilon, treatment, compute, windows)
+    }
+
+    /// [`Backend::gate`], then [`Backend::prepare`], in the same manner.
+    fn gate_operand(
+        &self,
+        gate: Self::Buffer,
+        up: &Self::Buffer,
+        treatment: &Treatment,
+        compute: Compute,
+        windows: &[Range<usize>],
+    ) -> Result<Self::Operand, KernelError> {
+        composed::gate_operand(self, gate, up, treatment, compute, windows)
+    }
+
     /// `x * W^T + bias`: [rows, n]. `bias` is of the whole matrix that `weight` is a range of.
     ///
     /// # Errors
@@ -211,6 +258,36 @@ pub trait Backend: Send + Sync {
         bias: Option<&[f32]>,
         compute: Compute,
     ) -> Result<Self::Buffer, KernelError>;
+
+    /// `sum += x * W^T + bias`, each sum rounded: [`Backend::linear`], then [`Backend::add`].
+    ///
+    /// # Errors
+    /// As [`Backend::linear`].
+    fn linear_add(
+        &self,
+        sum: &mut Self::Buffer,
+        x: &Self::Operand,
+        weight: &Self::Matrix,
+        bias: Option<&[f32]>,
+        compute: Compute,
+    ) -> Result<(), KernelError> {
+        composed::linear_add(self, sum, x, weight, bias, compute)
+    }
+
+    /// Both linears of `pair`, then [`Backend::gate_operand`]: the prepared inputs of the linear that follows a gate.
+    ///
+    /// # Errors
+    /// As [`Backend::linear`].
+    fn gated(
+        &self,
+        x: &Self::Operand,
+        pair: GatePair<'_, Self::Matrix>,
+        treatment: &Treatment,
+        compute: Compute,
+        windows: &[Range<usize>],
+    ) -> Result<Self::Operand, KernelError> {
+        composed::gated(self, x, pair, treatment, compute, windows)
+    }
 
     /// Several linears of different inputs, one an expert: `x[i] * W[i]^T + bias[i]` for each `i`, of as many rows as
     /// `x[i]`. All weights are [n, k]; their schemes may differ. A device may run them as one grouped product, with the
@@ -265,8 +342,16 @@ pub trait Backend: Send + Sync {
     /// `x += y`, element by element.
     fn add(&self, x: &mut Self::Buffer, y: &Self::Buffer) -> Result<(), KernelError>;
 
+    /// Asks for the first row that holds a NaN or an infinity, as `x` is now. Does not wait for the answer.
+    fn watch(&self, x: &Self::Buffer) -> Result<Self::Watch, KernelError>;
+
+    /// The answer to a question, once it is known.
+    fn seen(&self, watch: Self::Watch) -> Result<Option<usize>, KernelError>;
+
     /// First row that holds a NaN or an infinity.
-    fn first_non_finite(&self, x: &Self::Buffer) -> Result<Option<usize>, KernelError>;
+    fn first_non_finite(&self, x: &Self::Buffer) -> Result<Option<usize>, KernelError> {
+        self.seen(self.watch(x)?)
+    }
 
     /// The tokens of each expert, in the order of the experts: of each row of `logits`, [tokens, experts], the `top_k`
     /// largest, the lower index of equals. Weights are those of a softmax in f64.

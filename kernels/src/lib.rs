@@ -10,6 +10,7 @@ mod backend;
 pub mod bench;
 pub mod check;
 pub mod collective;
+mod composed;
 pub mod cpu;
 pub mod cuda;
 mod error;
@@ -21,8 +22,8 @@ mod rotation;
 mod route;
 
 pub use backend::{
-    AttentionShape, Backend, BackendIdentity, HeadTiles, KernelError, Pieces, Quantizer, Span, Treatment,
-    VOCABULARY_TILE,
+    AttentionShape, Backend, BackendIdentity, GatePair, HeadTiles, KernelError, Pieces, Quantizer, Span,
+    Treatment, VOCABULARY_TILE,
 };
 pub use numerics::{Compute, NUMERICS_REVISION};
 pub use rotation::Rotation;

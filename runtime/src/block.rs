@@ -3,12 +3,21 @@
 
 use std::ops::Range;
 
-use ctq_kernels::{AttentionShape, Backend, Compute, Renormalize, Rotation};
+use ctq_kernels::{AttentionShape, Backend, Compute, GatePair, Renormalize, Rotation, Treatment};
 use ctq_model::spec::{AttentionSpec, BlockSpec, FfnSpec};
 
 use crate::error::{Error, Result};
 use crate::rows::Rows;
+use crate::watch::Watches;
 use crate::weights::{BlockWeights, FfnWeights, GatedWeights, LinearWeights};
+
+/// What goes into linears.
+pub(crate) enum Inputs<'a, B: Backend> {
+    /// As it is.
+    Given(&'a B::Buffer),
+    /// After a norm over whole rows, with this weight.
+    Normed(&'a B::Buffer, &'a [f32]),
+}
 
 /// What every block of a run shares.
 pub(crate) struct Context<'a, B> {
@@ -39,17 +48,13 @@ impl<B: Backend> Context<'_, B> {
         weights: &BlockWeights<B>,
         hidden: &mut B::Buffer,
         leaving: Option<&Rows>,
+        watches: &mut Watches<'_, B>,
     ) -> Result<()> {
-        let x = self.backend.norm(hidden, &weights.attention_norm, self.epsilon)?;
-        let attention = self.attention(&spec.attention, weights, x, leaving)?;
-        if let Some(leaving) = leaving {
-            *hidden = self.backend.gather(hidden, &self.rows.find(leaving))?;
-        }
-        self.backend.add(hidden, &attention)?;
-        drop(attention);
+        self.attention(&spec.attention, weights, hidden, leaving)?;
         let left = Context { rows: leaving.unwrap_or(self.rows), ..*self };
-        left.check(&spec.attention.module, hidden)?;
-        left.feed_forward(spec, weights, hidden)
+        watches.ask(&left, &spec.attention.module, hidden)?;
+        left.feed_forward(spec, weights, hidden, watches)?;
+        watches.ask(&left, spec.ffn_module(), hidden)
     }
 
     /// The second half of a block.
@@ -58,41 +63,38 @@ impl<B: Backend> Context<'_, B> {
         spec: &BlockSpec,
         weights: &BlockWeights<B>,
         hidden: &mut B::Buffer,
+        watches: &mut Watches<'_, B>,
     ) -> Result<()> {
-        let x = self.backend.norm(hidden, &weights.ffn_norm, self.epsilon)?;
-        let ffn = match (&weights.ffn, &spec.ffn) {
+        match (&weights.ffn, &spec.ffn) {
             (FfnWeights::Moe { router, experts }, FfnSpec::Moe { top_k, renormalize, .. }) => {
                 let renormalize = if *renormalize { Renormalize::Chosen } else { Renormalize::All };
-                self.moe(router, experts, *top_k, renormalize, &x)?
+                let x = self.backend.norm(hidden, &weights.ffn_norm, self.epsilon)?;
+                let sum = self.moe(router, experts, *top_k, renormalize, &x, watches)?;
+                Ok(self.backend.add(hidden, &sum)?)
             }
-            (FfnWeights::Gated(gated), FfnSpec::Gated(_)) => self.gated(gated, x)?,
+            (FfnWeights::Gated(gated), FfnSpec::Gated(_)) => {
+                let x = Inputs::Normed(hidden, &weights.ffn_norm);
+                let inner = self.inner(gated, &x, &self.rows.windows)?;
+                self.linear_add(hidden, &gated.down, &inner, &self.rows.windows)
+            }
             (FfnWeights::Gated(_), FfnSpec::Moe { .. }) | (FfnWeights::Moe { .. }, FfnSpec::Gated(_)) => {
                 unreachable!("weights are loaded by the same specification")
             }
-        };
-        self.backend.add(hidden, &ffn)?;
-        self.check(spec.ffn_module(), hidden)
+        }
     }
 
-    /// Names the window, counted in the group, and the position of the first row that is no longer finite.
-    pub(crate) fn check(&self, module: &str, hidden: &B::Buffer) -> Result<()> {
-        let Some(row) = self.backend.first_non_finite(hidden)? else { return Ok(()) };
-        let (window, position) = self.rows.place(row);
-        Err(Error::NonFinite { module: module.to_owned(), window: self.first_window + window, position })
-    }
-
-    /// Projections, norms of heads, rotation, key-value quantization, attention and output projection: of the rows
-    /// `leaving`, or of all.
+    /// Norm, projections, norms of heads, rotation, key-value quantization, attention and output projection, which is
+    /// added to the hidden states: of the rows `leaving`, which are then all that is left, or of all.
     fn attention(
         &self,
         spec: &AttentionSpec,
         weights: &BlockWeights<B>,
-        x: B::Buffer,
+        hidden: &mut B::Buffer,
         leaving: Option<&Rows>,
-    ) -> Result<B::Buffer> {
+    ) -> Result<()> {
         let backend = self.backend;
         let asked = leaving.unwrap_or(self.rows);
-        let [mut q, mut k, mut v] = self.projections(weights, x, leaving)?;
+        let [mut q, mut k, mut v] = self.projections(weights, hidden, leaving)?;
         if let Some((q_norm, k_norm)) = &weights.qk_norm {
             q = backend.norm(&q, q_norm, self.epsilon)?;
             k = backend.norm(&k, k_norm, self.epsilon)?;
@@ -115,48 +117,85 @@ impl<B: Backend> Context<'_, B> {
         let (heads, windows) = (0..spec.heads, &self.rows.windows);
         let mixed = backend.attend(&q, &k, &v, &shape, heads, self.compute, &asked.spans, windows)?;
         drop((q, k, v));
-        self.linear(&weights.o, &mixed, &asked.windows)
+        let operand = backend.prepare(&mixed, &weights.o.input, self.compute, &asked.windows)?;
+        drop(mixed);
+        self.linear_add(hidden, &weights.o, &operand, &asked.windows)
     }
 
-    /// Queries of the rows `leaving`, keys and values of all.
+    /// Queries of the rows `leaving`, which become all that `hidden` holds; keys and values of all.
     fn projections(
         &self,
         weights: &BlockWeights<B>,
-        x: B::Buffer,
+        hidden: &mut B::Buffer,
         leaving: Option<&Rows>,
     ) -> Result<[B::Buffer; 3]> {
         let (BlockWeights { q, k, v, .. }, windows) = (weights, &self.rows.windows);
-        let Some(leaving) = leaving else { return self.linears([q, k, v], &x, windows) };
-        let [k, v] = self.linears([k, v], &x, windows)?;
-        let x = self.backend.gather(&x, &self.rows.find(leaving))?;
-        Ok([self.linear(q, &x, &leaving.windows)?, k, v])
+        let norm = &weights.attention_norm;
+        let Some(leaving) = leaving else {
+            return self.linears([q, k, v], &Inputs::Normed(hidden, norm), windows);
+        };
+        let [k, v] = self.linears([k, v], &Inputs::Normed(hidden, norm), windows)?;
+        *hidden = self.backend.gather(hidden, &self.rows.find(leaving))?;
+        let [q] = self.linears([q], &Inputs::Normed(hidden, norm), &leaving.windows)?;
+        Ok([q, k, v])
     }
 
-    /// `down(silu(gate(x)) * up(x))`.
-    fn gated(&self, weights: &GatedWeights<B>, x: B::Buffer) -> Result<B::Buffer> {
-        let [gate, up] = self.linears([&weights.gate, &weights.up], &x, &self.rows.windows)?;
-        drop(x);
-        let inner = self.backend.gate(gate, &up)?;
-        drop(up);
-        self.linear(&weights.down, &inner, &self.rows.windows)
-    }
-
-    /// One linear of `x`, [rows, n].
-    pub(crate) fn linear(
+    /// `silu(gate(x)) * up(x)`, as the linear that follows takes it.
+    fn inner(
         &self,
-        weights: &LinearWeights<B>,
-        x: &B::Buffer,
+        weights: &GatedWeights<B>,
+        x: &Inputs<'_, B>,
         windows: &[Range<usize>],
-    ) -> Result<B::Buffer> {
-        let [output] = self.linears([weights], x, windows)?;
-        Ok(output)
+    ) -> Result<B::Operand> {
+        let GatedWeights { gate, up, down } = weights;
+        if gate.input != up.input || gate.output.is_some() || up.output.is_some() {
+            let [gate, up] = self.linears([gate, up], x, windows)?;
+            return Ok(self.backend.gate_operand(gate, &up, &down.input, self.compute, windows)?);
+        }
+        let operand = self.operand(x, &gate.input, windows)?;
+        let biases = [gate.bias.as_deref(), up.bias.as_deref()];
+        let pair = GatePair { gate: &gate.matrix, up: &up.matrix, biases };
+        let inner = self.backend.gated(&operand, pair, &down.input, self.compute, windows);
+        inner.map_err(|source| Error::Kernel { module: names(&[gate, up]), source })
+    }
+
+    /// Inputs after a linear's treatment.
+    pub(crate) fn operand(
+        &self,
+        inputs: &Inputs<'_, B>,
+        treatment: &Treatment,
+        windows: &[Range<usize>],
+    ) -> Result<B::Operand> {
+        let Context { backend, compute, epsilon, .. } = *self;
+        Ok(match inputs {
+            Inputs::Given(x) => backend.prepare(x, treatment, compute, windows)?,
+            Inputs::Normed(x, weight) => {
+                backend.norm_operand(x, weight, epsilon, treatment, compute, windows)?
+            }
+        })
+    }
+
+    /// `sum +=` one linear of its prepared inputs.
+    fn linear_add(
+        &self,
+        sum: &mut B::Buffer,
+        linear: &LinearWeights<B>,
+        x: &B::Operand,
+        windows: &[Range<usize>],
+    ) -> Result<()> {
+        if linear.output.is_some() {
+            let y = self.output(linear, x, windows)?;
+            return Ok(self.backend.add(sum, &y)?);
+        }
+        let added = self.backend.linear_add(sum, x, &linear.matrix, linear.bias.as_deref(), self.compute);
+        added.map_err(|source| Error::Kernel { module: linear.module.clone(), source })
     }
 
     /// Several linears of the same inputs, which are prepared once where the treatment is the same.
-    fn linears<const N: usize>(
+    pub(crate) fn linears<const N: usize>(
         &self,
         weights: [&LinearWeights<B>; N],
-        x: &B::Buffer,
+        x: &Inputs<'_, B>,
         windows: &[Range<usize>],
     ) -> Result<[B::Buffer; N]> {
         let mut outputs = Vec::with_capacity(N);
@@ -164,17 +203,35 @@ impl<B: Backend> Context<'_, B> {
         for (index, linear) in weights.iter().enumerate() {
             let operand = match operand {
                 Some(ref operand) if weights[index - 1].input == linear.input => operand,
-                _ => &*operand.insert(self.backend.prepare(x, &linear.input, self.compute, windows)?),
+                _ => &*operand.insert(self.operand(x, &linear.input, windows)?),
             };
-            let output = self.backend.linear(operand, &linear.matrix, linear.bias.as_deref(), self.compute);
-            let mut output =
-                output.map_err(|source| Error::Kernel { module: linear.module.clone(), source })?;
-            if let Some(quantizer) = &linear.output {
-                let width = self.backend.rows(&linear.matrix);
-                self.backend.fake_quantize(&mut output, quantizer, width, windows)?;
-            }
-            outputs.push(output);
+            outputs.push(self.output(linear, operand, windows)?);
         }
         Ok(outputs.try_into().unwrap_or_else(|_| unreachable!("one output a linear")))
+    }
+
+    /// One linear of its prepared inputs, its outputs quantized where the scheme says so.
+    fn output(
+        &self,
+        linear: &LinearWeights<B>,
+        x: &B::Operand,
+        windows: &[Range<usize>],
+    ) -> Result<B::Buffer> {
+        let output = self.backend.linear(x, &linear.matrix, linear.bias.as_deref(), self.compute);
+        let mut output = output.map_err(|source| Error::Kernel { module: linear.module.clone(), source })?;
+        if let Some(quantizer) = &linear.output {
+            let width = self.backend.rows(&linear.matrix);
+            self.backend.fake_quantize(&mut output, quantizer, width, windows)?;
+        }
+        Ok(output)
+    }
+}
+
+/// The modules of linears that run together: which of them an error is about is not known.
+pub(crate) fn names<B: Backend>(linears: &[&LinearWeights<B>]) -> String {
+    match linears {
+        [] => String::new(),
+        [only] => only.module.clone(),
+        [first, .., last] => format!("{}` to `{}", first.module, last.module),
     }
 }

@@ -22,6 +22,7 @@ use crate::schedule::{Batch, Schedule};
 use crate::snapshot::Snapshot;
 use crate::stage::Stage;
 use crate::treatment::Acts;
+use crate::watch::Watches;
 use crate::weights::{BlockWeights, LinearWeights};
 
 /// Arithmetic of a run.
@@ -189,7 +190,8 @@ impl<'a, B: Backend> Engine<'a, B> {
             snapshot.layer <= layers.end && snapshot.hidden.len() == elements
         });
         let first = usable.as_ref().map_or(layers.start, |snapshot| snapshot.layer);
-        let mut hidden = self.begin(sequences, batches, &contexts, usable)?;
+        let mut watches = Watches::new(self.backend);
+        let mut hidden = self.begin(sequences, batches, &contexts, usable, &mut watches)?;
         observer.advanced(first - layers.start);
         if self.any(observer.interrupted())? {
             return Err(Error::Interrupted);
@@ -200,14 +202,18 @@ impl<'a, B: Backend> Engine<'a, B> {
             // The next layer is read and handed over while this one runs; the disk begins before a worker is free.
             self.prefetch_after(index);
             let load = || (index + 1 < layers.end).then(|| self.parts.layer(index + 1)).transpose();
-            let (done, loaded) =
-                rayon::join(|| self.run_layer(index, &weights, batches, &contexts, &mut hidden), load);
+            let run = || self.run_layer(index, &weights, batches, &contexts, &mut hidden, &mut watches);
+            let (done, loaded) = rayon::join(run, load);
             done?;
             next = loaded?;
             observer.advanced(index + 1 - layers.start);
             // One rank that is told to stop stops all, and what is done is kept before.
             let stops = self.any(observer.interrupted())?;
             let keeps = self.any(stops || observer.wants_snapshot())?;
+            if keeps {
+                // What is kept is whole and known to be finite.
+                watches.settle()?;
+            }
             // Between two stages the windows of a group are in several places at a time.
             if keeps && self.stage.is_whole() && self.backend.peers().rank() == 0 {
                 let elements = self.elements_before(index + 1, batches);
@@ -218,6 +224,7 @@ impl<'a, B: Backend> Engine<'a, B> {
                 return Err(Error::Interrupted);
             }
         }
+        watches.settle()?;
         Ok(hidden)
     }
 
@@ -255,6 +262,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         batches: &[Batch],
         contexts: &[Context<'_, B>],
         resume: Option<Snapshot>,
+        watches: &mut Watches<'_, B>,
     ) -> Result<Vec<Hidden<B>>> {
         let width = self.spec().hidden;
         let layer = resume.as_ref().map_or(self.stage.layers.start, |snapshot| snapshot.layer);
@@ -278,7 +286,7 @@ impl<'a, B: Backend> Engine<'a, B> {
                 }
                 (None, None) => unreachable!("hidden states that are not there are embedded"),
             };
-            Context { rows: held, ..*context }.check(&self.spec().embedding, &buffer)?;
+            watches.ask(&Context { rows: held, ..*context }, &self.spec().embedding, &buffer)?;
             Hidden::put(self.backend, width, buffer, self.schedule.hidden)
         };
         batches.iter().zip(contexts).map(begin).collect()
@@ -299,7 +307,8 @@ impl<'a, B: Backend> Engine<'a, B> {
         Err(KernelError::Lost { what }.into())
     }
 
-    /// One layer over all batches, one after the other.
+    /// One layer over all batches, one after the other. What a batch leaves is known to be finite when the next has been
+    /// handed to the device, so that the device never waits for this thread, nor has more than one batch ahead of it.
     fn run_layer(
         &self,
         index: usize,
@@ -307,11 +316,14 @@ impl<'a, B: Backend> Engine<'a, B> {
         batches: &[Batch],
         contexts: &[Context<'_, B>],
         hidden: &mut [Hidden<B>],
+        watches: &mut Watches<'_, B>,
     ) -> Result<()> {
         let block = &self.spec().blocks[index];
         for ((batch, context), hidden) in batches.iter().zip(contexts).zip(hidden) {
             let leaving = batch.last.as_ref().filter(|_| index + 1 == self.stage.layers.end);
-            hidden.update(self.backend, |hidden| context.block(block, weights, hidden, leaving))?;
+            let earlier = watches.asked();
+            hidden.update(self.backend, |hidden| context.block(block, weights, hidden, leaving, watches))?;
+            watches.settle_first(earlier)?;
         }
         Ok(())
     }

@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use ctq_kernels::{Backend, ExpertTokens, Renormalize};
 
-use crate::block::Context;
+use crate::block::{Context, Inputs, names};
 use crate::error::{Error, Result};
 use crate::schedule::EXPERTS_AT_ONCE;
+use crate::watch::Watches;
 use crate::weights::{GatedWeights, LinearWeights};
 
 /// An expert that got tokens.
@@ -26,9 +27,12 @@ impl<B: Backend> Context<'_, B> {
         top_k: usize,
         renormalize: Renormalize,
         x: &B::Buffer,
+        watches: &mut Watches<'_, B>,
     ) -> Result<B::Buffer> {
         let backend = self.backend;
-        let logits = self.linear(router, x, &self.rows.windows)?;
+        let [logits] = self.linears([router], &Inputs::Given(x), &self.rows.windows)?;
+        // Routing waits for the device anyway, and nothing can be routed by what is not a number.
+        watches.settle()?;
         let tokens = backend.route(&logits, top_k, renormalize)?;
         drop(logits);
         let busy: Vec<Busy<'_, B>> = experts
@@ -69,11 +73,12 @@ impl<B: Backend> Context<'_, B> {
         drop(gathered);
         let up = self.linear_experts(experts, &ups, &operands)?;
         drop(operands);
-        let inner = gate.into_iter().zip(&up).map(|(gate, up)| Ok(backend.gate(gate, up)?));
-        let inner: Vec<B::Buffer> = inner.collect::<Result<_>>()?;
+        let inner = experts.iter().zip(&downs).zip(gate.into_iter().zip(&up));
+        let inner = inner.map(|((expert, down), (gate, up))| {
+            Ok(backend.gate_operand(gate, up, &down.input, self.compute, &expert.windows)?)
+        });
+        let operands: Vec<B::Operand> = inner.collect::<Result<_>>()?;
         drop(up);
-        let operands = self.prepare_experts(experts, &downs, &inner)?;
-        drop(inner);
         self.linear_experts(experts, &downs, &operands)
     }
 
@@ -117,14 +122,5 @@ impl<B: Backend> Context<'_, B> {
     fn gathered(&self, rows: &[u32]) -> Vec<Range<usize>> {
         let before = |row: usize| rows.partition_point(|gathered| (*gathered as usize) < row);
         self.rows.windows.iter().map(|window| before(window.start)..before(window.end)).collect()
-    }
-}
-
-/// The modules of linears that run together: which of them an error is about is not known.
-fn names<B: Backend>(linears: &[&LinearWeights<B>]) -> String {
-    match linears {
-        [] => String::new(),
-        [only] => only.module.clone(),
-        [first, .., last] => format!("{}` to `{}", first.module, last.module),
     }
 }

@@ -3,7 +3,7 @@
 use ctq_kernels::{Backend, Treatment};
 use ctq_model::window::{Window, WindowScores};
 
-use crate::block::Context;
+use crate::block::{Context, Inputs};
 use crate::error::{Error, Result};
 use crate::last_layer::is_of_window;
 use crate::parts::HeadWeights;
@@ -27,12 +27,14 @@ pub(crate) fn score_windows<B: Backend>(
     let predicting = Rows::predicting(windows);
     // Only the rows that predict a scored token need logits, unless a scale is shared by the whole window.
     let rows = if shares_scale(&linear.input) { context.rows } else { &predicting };
-    let normed = if rows == context.rows {
-        context.backend.norm(hidden, &head.norm, context.epsilon)?
+    let gathered = if rows == context.rows {
+        None
     } else {
-        let gathered = context.backend.gather(hidden, &context.rows.find(rows))?;
-        context.backend.norm(&gathered, &head.norm, context.epsilon)?
+        Some(context.backend.gather(hidden, &context.rows.find(rows))?)
     };
+    let inputs = Inputs::Normed(gathered.as_ref().unwrap_or(hidden), &head.norm);
+    let operand = context.operand(&inputs, &linear.input, &rows.windows)?;
+    drop(gathered);
     let target = |window: &Window, position: usize| {
         // The last row has no target; it is here for its part in a shared scale.
         window.ids.get(position + 1).copied().unwrap_or(0)
@@ -40,7 +42,7 @@ pub(crate) fn score_windows<B: Backend>(
     let spans = windows.iter().zip(&rows.spans);
     let targets: Vec<u32> =
         spans.flat_map(|(window, span)| span.positions().map(|position| target(window, position))).collect();
-    let nll = score(&Context { rows, ..*context }, linear, &normed, &targets, vocabulary)?;
+    let nll = score(context, linear, &operand, &targets, vocabulary)?;
     if let Some(row) = nll.iter().position(|nll| !nll.is_finite()) {
         let (window, position) = rows.place(row);
         let (module, window) = (linear.module.clone(), windows[window].index);
@@ -69,8 +71,10 @@ pub(crate) fn logits<B: Backend, E: From<Error>>(
             let rows: Vec<u32> = (start..window.end.min(start + step)).map(|row| row as u32).collect();
             let part = Rows::of(std::iter::once(start - window.start..start - window.start + rows.len()));
             let logits = || -> Result<Vec<f32>> {
-                let normed = backend.norm(&backend.gather(hidden, &rows)?, &head.norm, context.epsilon)?;
-                Ok(backend.download(&context.linear(&head.linear, &normed, &part.windows)?)?)
+                let gathered = backend.gather(hidden, &rows)?;
+                let inputs = Inputs::Normed(&gathered, &head.norm);
+                let [logits] = context.linears([&*head.linear], &inputs, &part.windows)?;
+                Ok(backend.download(&logits)?)
             };
             sink(&logits()?)?;
         }

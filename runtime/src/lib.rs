@@ -32,6 +32,7 @@ mod snapshot;
 mod stage;
 mod traffic;
 mod treatment;
+mod watch;
 mod weights;
 mod work;
 mod workers;

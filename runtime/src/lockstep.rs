@@ -7,6 +7,7 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::head;
 use crate::schedule::Batch;
+use crate::watch::Watches;
 
 /// A model that runs one step at a time on one window.
 ///
@@ -53,7 +54,10 @@ impl<B: Backend> Lockstep for Engine<'_, B> {
         let rotation = self.rotation(batch.len());
         let weights = self.parts.layer(index)?;
         let mut hidden = self.backend.upload(self.spec().hidden, hidden)?;
-        self.context(&rotation, &batch).block(&self.spec().blocks[index], &weights, &mut hidden, None)?;
+        let mut watches = Watches::new(self.backend);
+        let context = self.context(&rotation, &batch);
+        context.block(&self.spec().blocks[index], &weights, &mut hidden, None, &mut watches)?;
+        watches.settle()?;
         Ok(self.backend.download(&hidden)?)
     }
 

@@ -21,12 +21,11 @@ pub const HEAD_ROWS: usize = 32 * VOCABULARY_TILE;
 pub(crate) fn score<B: Backend>(
     context: &Context<'_, B>,
     head: &LinearWeights<B>,
-    hidden: &B::Buffer,
+    operand: &B::Operand,
     targets: &[u32],
     vocabulary: usize,
 ) -> Result<Vec<f64>> {
     let backend = context.backend;
-    let operand = backend.prepare(hidden, &head.input, context.compute, &context.rows.windows)?;
     let rows = targets.len();
     let targets: Vec<Option<u32>> = targets.iter().map(|target| Some(*target)).collect();
     let block = (LOGITS_BYTES / 4 / rows.max(1)) / VOCABULARY_TILE * VOCABULARY_TILE;
@@ -35,7 +34,7 @@ pub(crate) fn score<B: Backend>(
     let held = held.start.min(vocabulary)..held.end.min(vocabulary);
     let blocks = held.clone().step_by(block).map(|start| {
         let vocabulary = start..held.end.min(start + block);
-        let tiles = backend.head(&operand, &head.matrix, vocabulary, &targets, context.compute);
+        let tiles = backend.head(operand, &head.matrix, vocabulary, &targets, context.compute);
         tiles.map_err(|source| Error::Kernel { module: head.module.clone(), source })
     });
     if backend.peers().ranks() > 1 {

@@ -40,6 +40,7 @@ impl Backend for Cramped {
     type Buffer = CpuBuffer;
     /// Rows, and what the CPU makes of them.
     type Operand = (usize, CpuOperand);
+    type Watch = Option<usize>;
 
     fn identity(&self) -> BackendIdentity {
         self.cpu.identity()
@@ -137,8 +138,12 @@ impl Backend for Cramped {
         self.cpu.add(x, y)
     }
 
-    fn first_non_finite(&self, x: &CpuBuffer) -> Result<Option<usize>> {
-        self.cpu.first_non_finite(x)
+    fn watch(&self, x: &CpuBuffer) -> Result<Option<usize>> {
+        self.cpu.watch(x)
+    }
+
+    fn seen(&self, watch: Option<usize>) -> Result<Option<usize>> {
+        self.cpu.seen(watch)
     }
 
     fn route(&self, logits: &CpuBuffer, top_k: usize, renormalize: Renormalize) -> Result<Vec<ExpertTokens>> {

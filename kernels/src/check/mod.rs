@@ -9,6 +9,7 @@
 
 mod activations;
 mod attention;
+mod fused;
 mod library;
 mod matrices;
 mod products;
@@ -64,11 +65,14 @@ pub enum Area {
     Products,
     /// Products of several experts, and partial log-sum-exps of a head.
     Heads,
+    /// What a device may do in one pass.
+    Fused,
 }
 
 impl Area {
     /// Every operation.
-    pub const ALL: &[Area] = &[Area::Rows, Area::Activations, Area::Attention, Area::Products, Area::Heads];
+    pub const ALL: &[Area] =
+        &[Area::Rows, Area::Activations, Area::Attention, Area::Products, Area::Heads, Area::Fused];
 }
 
 /// How far a comparison goes.
@@ -96,6 +100,7 @@ pub fn compare<S: Backend, E: Backend>(
             Area::Attention => attention::cases(&mut findings, size),
             Area::Products => products::cases(&mut findings, size),
             Area::Heads => products::heads(&mut findings),
+            Area::Fused => fused::cases(&mut findings, size),
         }
     }
     findings.all

@@ -15,10 +15,11 @@ use ctq_model::scheme::ActivationScale;
 use super::cut::Cut;
 use super::{Alone, Collective, Peers};
 use crate::backend::{
-    AttentionShape, Backend, BackendIdentity, HeadTiles, KernelError, Pieces, Quantizer, Span, Treatment,
+    AttentionShape, Backend, BackendIdentity, GatePair, HeadTiles, KernelError, Pieces, Quantizer, Span,
+    Treatment,
 };
 use crate::route::{ExpertTokens, Renormalize};
-use crate::{Compute, Rotation};
+use crate::{Compute, Rotation, composed};
 
 /// Ids whose embeddings cross between ranks at a time.
 const IDS_AT_ONCE: usize = 1024;
@@ -131,6 +132,11 @@ impl<B: Backend> Rank<B> {
         self.collective.rank()
     }
 
+    /// Whether all columns of everything are here.
+    fn is_alone(&self) -> bool {
+        self.collective.ranks() == 1
+    }
+
     fn is_empty(&self, cut: &Cut) -> bool {
         cut.range(self.rank()).is_empty()
     }
@@ -184,6 +190,7 @@ impl<B: Backend> Backend for Rank<B> {
     type Matrix = RankMatrix<B::Matrix>;
     type Buffer = RankBuffer<B::Buffer>;
     type Operand = B::Operand;
+    type Watch = B::Watch;
 
     fn identity(&self) -> BackendIdentity {
         self.backend.identity()
@@ -297,6 +304,35 @@ impl<B: Backend> Backend for Rank<B> {
         self.backend.prepare(self.gathered(x)?, treatment, compute, windows)
     }
 
+    fn norm_operand(
+        &self,
+        x: &Self::Buffer,
+        weight: &[f32],
+        epsilon: f32,
+        treatment: &Treatment,
+        compute: Compute,
+        windows: &[Range<usize>],
+    ) -> Result<Self::Operand, KernelError> {
+        self.backend.norm_operand(self.gathered(x)?, weight, epsilon, treatment, compute, windows)
+    }
+
+    fn gate_operand(
+        &self,
+        gate: Self::Buffer,
+        up: &Self::Buffer,
+        treatment: &Treatment,
+        compute: Compute,
+        windows: &[Range<usize>],
+    ) -> Result<Self::Operand, KernelError> {
+        if !self.is_alone() {
+            // Only the product is gathered.
+            return composed::gate_operand(self, gate, up, treatment, compute, windows);
+        }
+        self.gathered(&gate)?;
+        let (gate, up) = (gate.into_whole(), self.gathered(up)?);
+        self.backend.gate_operand(gate, up, treatment, compute, windows)
+    }
+
     fn linear(
         &self,
         x: &Self::Operand,
@@ -306,6 +342,35 @@ impl<B: Backend> Backend for Rank<B> {
     ) -> Result<Self::Buffer, KernelError> {
         let part = self.backend.linear(x, &weight.held, bias, compute)?;
         Ok(RankBuffer::part(&weight.cut, part))
+    }
+
+    fn linear_add(
+        &self,
+        sum: &mut Self::Buffer,
+        x: &Self::Operand,
+        weight: &Self::Matrix,
+        bias: Option<&[f32]>,
+        compute: Compute,
+    ) -> Result<(), KernelError> {
+        if self.is_alone() {
+            return self.backend.linear_add(self.gathered_mut(sum)?, x, &weight.held, bias, compute);
+        }
+        composed::linear_add(self, sum, x, weight, bias, compute)
+    }
+
+    fn gated(
+        &self,
+        x: &Self::Operand,
+        pair: GatePair<'_, Self::Matrix>,
+        treatment: &Treatment,
+        compute: Compute,
+        windows: &[Range<usize>],
+    ) -> Result<Self::Operand, KernelError> {
+        if self.is_alone() {
+            let pair = GatePair { gate: &pair.gate.held, up: &pair.up.held, biases: pair.biases };
+            return self.backend.gated(x, pair, treatment, compute, windows);
+        }
+        composed::gated(self, x, pair, treatment, compute, windows)
     }
 
     fn linear_experts(
@@ -402,8 +467,13 @@ impl<B: Backend> Backend for Rank<B> {
         self.backend.add(self.gathered_mut(x)?, y)
     }
 
-    fn first_non_finite(&self, x: &Self::Buffer) -> Result<Option<usize>, KernelError> {
-        self.backend.first_non_finite(self.gathered(x)?)
+    fn watch(&self, x: &Self::Buffer) -> Result<Self::Watch, KernelError> {
+        // Every rank looks at all columns, so that all are told the same.
+        self.backend.watch(self.gathered(x)?)
+    }
+
+    fn seen(&self, watch: Self::Watch) -> Result<Option<usize>, KernelError> {
+        self.backend.seen(watch)
     }
 
     fn route(

@@ -75,6 +75,7 @@ impl Backend for Cpu {
     type Matrix = CpuMatrix;
     type Buffer = CpuBuffer;
     type Operand = CpuOperand;
+    type Watch = Option<usize>;
 
     fn identity(&self) -> BackendIdentity {
         BackendIdentity { name: "cpu".to_owned(), isa: self.isa.name().to_owned() }
@@ -184,8 +185,12 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn first_non_finite(&self, x: &CpuBuffer) -> Result<Option<usize>, KernelError> {
+    fn watch(&self, x: &CpuBuffer) -> Result<Option<usize>, KernelError> {
         Ok(elementwise::first_non_finite(self.isa, x))
+    }
+
+    fn seen(&self, watch: Option<usize>) -> Result<Option<usize>, KernelError> {
+        Ok(watch)
     }
 
     fn route(

@@ -17,6 +17,7 @@ impl<D: Device> Backend for Cuda<D> {
     type Matrix = CudaMatrix<D::Memory>;
     type Buffer = CudaBuffer<D::Memory>;
     type Operand = CudaOperand<D::Memory>;
+    type Watch = Option<usize>;
 
     fn identity(&self) -> BackendIdentity {
         self.device().identity()
@@ -136,8 +137,12 @@ impl<D: Device> Backend for Cuda<D> {
         elementwise::add(self.device(), x, y)
     }
 
-    fn first_non_finite(&self, x: &Self::Buffer) -> Result<Option<usize>, KernelError> {
+    fn watch(&self, x: &Self::Buffer) -> Result<Self::Watch, KernelError> {
         elementwise::first_non_finite(self.device(), x)
+    }
+
+    fn seen(&self, watch: Self::Watch) -> Result<Option<usize>, KernelError> {
+        Ok(watch)
     }
 
     fn gather(&self, x: &Self::Buffer, rows: &[u32]) -> Result<Self::Buffer, KernelError> {
