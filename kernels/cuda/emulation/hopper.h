@@ -1,6 +1,8 @@
 // What hopper.cuh's names mean on a CPU: barriers in shared memory, bulk copies and products of a warpgroup.
 //
-// Copies and products happen when they are issued or at the last wait for them, by the schedule. What is an error here,
+// Copies and products happen when they are issued or at the last wait for them, by the schedule, in all four pairings:
+// a stage that is given back before the products that read it are done shows where copies are early and products late.
+// What is an error here,
 // because hardware would hang or be silent: a barrier that nobody made, or at which too many arrive; addresses that are
 // not aligned; products without the fence before them; copies and products that nobody waits for before the block ends.
 #pragma once
@@ -142,6 +144,11 @@ DEV void perform(const Product& product) {
     }
 }
 
+DEV bool products_are_late() {
+    bool late = state.schedule.copies == Copies::Lazy;
+    return state.schedule.order == Order::LastFirst ? !late : late;
+}
+
 // All threads of a warpgroup issue one product.
 template <class Sum> DEV void issue(Element kind, u32 n, Sum* sums, const u32* a, u64 a_descriptor, u64 b, bool by_columns) {
     u32 me = state.current % WARPGROUP;
@@ -159,8 +166,8 @@ template <class Sum> DEV void issue(Element kind, u32 n, Sum* sums, const u32* a
     next.sums[me] = sums;
     if (a) memcpy(next.a[me], a, 16);
     meet_group([](Warpgroup& g) {
-        if (state.schedule.copies == Copies::Eager) perform(g.next);
-        else g.groups.back().push_back(g.next);
+        if (products_are_late()) g.groups.back().push_back(g.next);
+        else perform(g.next);
     });
 }
 
