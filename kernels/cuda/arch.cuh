@@ -84,6 +84,22 @@ DEV void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Two bf16 numbers in a register, each half by itself, rounded once; subnormal numbers are kept. A fused multiply-add,
+// which is all that sm_80 has: with -0 added to a product, and times -1 for a difference, it is just that.
+DEV u32 multiply_bf16(u32 a, u32 b) {
+    u32 product;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;\n" : "=r"(product) : "r"(a), "r"(b), "r"(0x80008000u));
+    return product;
+}
+DEV u32 subtract_bf16(u32 a, u32 b) {
+    u32 difference;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;\n" : "=r"(difference) : "r"(b), "r"(0xbf80bf80u), "r"(a));
+    return difference;
+}
+
+// Four of the eight bytes of `low` and `high`, each named by 4 bits of `selector`: 0 to 3 in `low`, 4 to 7 in `high`.
+DEV u32 pick_bytes(u32 low, u32 high, u32 selector) { return __byte_perm(low, high, selector); }
+
 // Values of other lanes of the warp.
 DEV float shuffle_xor(float value, u32 mask) { return __shfl_xor_sync(~0u, value, mask); }
 DEV double shuffle_xor(double value, u32 mask) { return __shfl_xor_sync(~0u, value, mask); }

@@ -12,6 +12,7 @@
 #include "../head.cu"
 #include "../linear_bf16.cu"
 #include "../linear_f32.cu"
+#include "../linear_hopper.cu"
 #include "../norm.cu"
 #include "../quantize.cu"
 #include "../route.cu"

@@ -371,6 +371,21 @@ DEV u32 round_bf16(float x) {
 }
 }  // namespace simt
 
+DEV u32 multiply_bf16(u32 a, u32 b) {
+    return simt::round_bf16(simt::bf16(a) * simt::bf16(b)) | simt::round_bf16(simt::bf16(a >> 16) * simt::bf16(b >> 16)) << 16;
+}
+DEV u32 subtract_bf16(u32 a, u32 b) {
+    return simt::round_bf16(simt::bf16(a) - simt::bf16(b)) | simt::round_bf16(simt::bf16(a >> 16) - simt::bf16(b >> 16)) << 16;
+}
+DEV u32 pick_bytes(u32 low, u32 high, u32 selector) {
+    u64 bytes = (u64)high << 32 | low;
+    u32 picked = 0;
+    // Bit 3 of a name spreads a sign on the device: nobody may ask for it.
+    if (selector & 0x8888) simt::leave_block(simt::Failure::Misuse);
+    for (u32 i = 0; i < 4; i++) picked |= (u32)(bytes >> (8 * (selector >> (4 * i) & 7)) & 255) << (8 * i);
+    return picked;
+}
+
 DEV u32 pack_bf16(float low, float high) { return simt::round_bf16(low) | simt::round_bf16(high) << 16; }
 DEV float f16_to_f32(u16 bits) { _Float16 half; memcpy(&half, &bits, 2); return (float)half; }
 DEV u16 f32_to_f16(float value) { _Float16 half = (_Float16)value; u16 bits; memcpy(&bits, &half, 2); return bits; }
