@@ -20,7 +20,11 @@ impl<D: Device> Backend for Cuda<D> {
     type Watch = Option<usize>;
 
     fn identity(&self) -> BackendIdentity {
-        self.device().identity()
+        let mut identity = self.device().identity();
+        if let Some(path) = self.linears {
+            identity.isa += &format!(", linears by {path}");
+        }
+        identity
     }
 
     fn matrix(
@@ -77,11 +81,18 @@ impl<D: Device> Backend for Cuda<D> {
         bias: Option<&[f32]>,
         compute: Compute,
     ) -> Result<Self::Buffer, KernelError> {
-        let y = linear::linear(self, x, weight, compute)?;
-        if let Some(bias) = bias {
-            elementwise::add_bias(self.device(), &y, &bias[weight.rows.clone()])?;
-        }
-        Ok(y)
+        linear::linear(self, x, weight, bias.map(|bias| &bias[weight.rows.clone()]), compute)
+    }
+
+    fn linear_add(
+        &self,
+        sum: &mut Self::Buffer,
+        x: &Self::Operand,
+        weight: &Self::Matrix,
+        bias: Option<&[f32]>,
+        compute: Compute,
+    ) -> Result<(), KernelError> {
+        linear::linear_add(self, sum, x, weight, bias.map(|bias| &bias[weight.rows.clone()]), compute)
     }
 
     fn linear_experts(

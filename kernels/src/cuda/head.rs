@@ -12,7 +12,7 @@ use crate::backend::{HeadTiles, VOCABULARY_TILE};
 use crate::cuda::Cuda;
 use crate::cuda::buffer::{CudaOperand, download_floats, upload_integers};
 use crate::cuda::device::{Address, Arguments, Device, Queue};
-use crate::cuda::linear::{FusedProduct, Input, Output, fused_product, product, takes_library};
+use crate::cuda::linear::{FusedProduct, Input, LinearPath, Output, fused_product, path, product};
 use crate::cuda::matrix::{CudaMatrix, MatrixArgs};
 
 /// Tokens that one block covers: `PRODUCT_TOKENS` and `STAGED_TOKENS`.
@@ -114,7 +114,7 @@ pub(crate) fn head<D: Device>(
     let nowhere = Output { address: Address::NULL, stride: 0 };
     let fused = fused_product(input.kind(), head, vocabulary.clone(), nowhere)?;
     match fused {
-        Some(product) if !takes_library(device, input.kind(), head) && begins_tiles(&product) => {
+        Some(product) if path(cuda, input.kind(), head) != LinearPath::Library && begins_tiles(&product) => {
             partials.fold_product(device, &input, &product)?;
         }
         Some(_) | None => partials.fold_stored(cuda, &input, head, vocabulary, Stored::of(x.rows))?,

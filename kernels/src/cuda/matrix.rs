@@ -31,6 +31,8 @@ pub struct CudaMatrix<M> {
     pub(crate) scales: Option<M>,
     /// Zero points, I8, in the order of the scales.
     pub(crate) zeros: Option<M>,
+    /// The largest zero point; 0 where there are none.
+    pub(crate) largest_zero: i8,
     /// Column `j` of the tiles is input `permutation[j]`: u32 [k].
     pub(crate) permutation: Option<M>,
 }
@@ -77,6 +79,23 @@ unsafe impl Arguments for MatrixArgs {}
 const _: () = assert!(size_of::<MatrixArgs>() == 88, "as the assertion in matrix.cuh");
 
 impl MatrixArgs {
+    /// Runs of k that share a scale.
+    pub(crate) fn groups(&self) -> usize {
+        self.groups as usize
+    }
+
+    /// With scales and zero points of each row and group, in the order of those that are shared by row, for kernels that
+    /// take them by stages of 64 k. Rows with one scale have it for whole stages.
+    pub(crate) fn by_row(self, scales: Address, zeros: Address) -> MatrixArgs {
+        let group = if self.groups <= 1 { self.k_tiles * TILE as u32 } else { self.group };
+        MatrixArgs { scales, zeros, group, sharing: 1, ..self }
+    }
+
+    /// The same with the scales and zero points that there are.
+    pub(crate) fn as_stored(self) -> MatrixArgs {
+        self.by_row(self.scales, self.zeros)
+    }
+
     /// Tiles of 16-bit operands that a kernel has made of this matrix's own row tiles.
     pub(crate) fn retiled(self, tiles: Address) -> MatrixArgs {
         MatrixArgs {
@@ -146,6 +165,11 @@ impl<M> CudaMatrix<M> {
             codes: part(&matrix.codes, tiling.row_tile_bytes())?,
             scales: matrix.scales.as_ref().map(|table| per_scale(&table.bytes)).transpose()?,
             zeros: matrix.zeros.as_ref().map(|zeros| per_scale(zeros)).transpose()?,
+            largest_zero: matrix
+                .zeros
+                .as_ref()
+                .and_then(|zeros| zeros.iter().map(|zero| zero.cast_signed()).max())
+                .unwrap_or(0),
             permutation: matrix.permutation.as_ref().map(|bytes| device.upload(bytes)).transpose()?,
             sharing: matrix.scales.as_ref().map(|table| table.sharing),
             scale_dtype: matrix.scales.as_ref().map(|table| table.dtype),
@@ -237,7 +261,7 @@ impl<M> CudaMatrix<M> {
     }
 
     /// What the formula rounds weights to.
-    fn rounding(&self) -> Rounding {
+    pub(crate) fn rounding(&self) -> Rounding {
         match (self.formula, self.scale_dtype) {
             (Formula::Nvfp4 | Formula::Mx, _) | (Formula::Affine, Some(DType::BF16)) => Rounding::Bf16,
             (Formula::Affine, Some(DType::F16)) => Rounding::F16,
@@ -246,7 +270,7 @@ impl<M> CudaMatrix<M> {
     }
 
     /// What the formula divides scales by.
-    fn divisor(&self) -> f32 {
+    pub(crate) fn divisor(&self) -> f32 {
         match self.formula {
             Formula::Nvfp4 => self.global_scale,
             Formula::Affine | Formula::Mx | Formula::Dense => 1.0,
@@ -255,8 +279,8 @@ impl<M> CudaMatrix<M> {
 }
 
 /// `Rounding` of matrix.cuh.
-#[derive(Clone, Copy, Debug)]
-enum Rounding {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rounding {
     None,
     Bf16,
     F16,

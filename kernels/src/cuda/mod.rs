@@ -25,6 +25,7 @@ pub use self::buffer::{CudaBuffer, CudaOperand};
 pub use self::device::{
     Address, Arguments, DenseProduct, Device, Queue, TensorElement, TensorMap, TensorTile,
 };
+pub use self::linear::LinearPath;
 pub use self::matrix::CudaMatrix;
 
 use std::fmt;
@@ -40,6 +41,8 @@ pub fn scratch_bytes(matrices: impl Iterator<Item = (usize, usize)>) -> u64 {
 /// A CUDA device as a [`Backend`](crate::Backend).
 pub struct Cuda<D: Device> {
     device: Arc<D>,
+    /// The path of linears that was asked for, in place of the rule.
+    linears: Option<LinearPath>,
     /// Where matrices are decoded to before a dense product.
     scratches: Mutex<linear::Scratches<D::Memory>>,
     /// Angles that were looked up last.
@@ -55,7 +58,14 @@ impl<D: Device + fmt::Debug> fmt::Debug for Cuda<D> {
 impl<D: Device> Cuda<D> {
     /// The backend of a device.
     pub fn new(device: D) -> Cuda<D> {
-        Cuda::on(Arc::new(device))
+        Cuda::on(Arc::new(device), None)
+    }
+
+    /// The same with products of bf16 operands on one path wherever it can serve; without one, by the rule. Paths sum in
+    /// orders of their own, so this is part of what the backend calls itself.
+    #[must_use]
+    pub fn with_linears(self, linears: Option<LinearPath>) -> Cuda<D> {
+        Cuda { linears, ..self }
     }
 
     /// The device.
@@ -71,11 +81,11 @@ impl<D: Device> Cuda<D> {
     /// Another rank on the same device: work of both goes through the same queues.
     #[must_use]
     pub fn another_rank(&self) -> Cuda<D> {
-        Cuda::on(Arc::clone(&self.device))
+        Cuda::on(Arc::clone(&self.device), self.linears)
     }
 
-    fn on(device: Arc<D>) -> Cuda<D> {
-        Cuda { device, scratches: Mutex::new(linear::Scratches::new()), rotation: Mutex::new(None) }
+    fn on(device: Arc<D>, linears: Option<LinearPath>) -> Cuda<D> {
+        Cuda { device, linears, scratches: Mutex::new(linear::Scratches::new()), rotation: Mutex::new(None) }
     }
 }
 

@@ -18,7 +18,7 @@ const ROWS: usize = 128;
 const TOKENS: usize = 128;
 
 /// Most bytes of tiles that are made again for weights whose scales change inside a k16 slice.
-const RETILED_BYTES: usize = 64 << 20;
+pub(super) const RETILED_BYTES: usize = 64 << 20;
 
 const KERNELS: [&str; 7] =
     ["fused_int4", "fused_e2m1", "fused_int8", "fused_e4m3", "fused_bf16", "fused_f16", "fused_f32"];

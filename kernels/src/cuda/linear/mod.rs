@@ -2,18 +2,24 @@
 
 mod dense;
 mod fused;
+mod hopper;
 mod ordered;
+mod path;
 
 use std::ops::Range;
 
 use crate::cuda::Cuda;
-use crate::cuda::buffer::{CudaBuffer, CudaOperand, OperandKind};
+use crate::cuda::buffer::{CudaBuffer, CudaOperand, OperandKind, upload_floats};
 use crate::cuda::device::{Address, Device};
+use crate::cuda::elementwise;
+use crate::cuda::linear::hopper::Epilogue;
 use crate::cuda::matrix::{CudaMatrix, Worth};
 use crate::{Compute, KernelError};
 
 pub(crate) use self::dense::{Scratches, scratch_bytes};
 pub(crate) use self::fused::FusedProduct;
+pub use self::path::LinearPath;
+pub(crate) use self::path::path;
 
 /// An operand whose columns are in the order of a matrix's tiles.
 pub(crate) struct Input<'a, M> {
@@ -31,6 +37,11 @@ pub(crate) struct Output {
 }
 
 impl Output {
+    /// All of `y`.
+    fn of<D: Device>(y: &CudaBuffer<D::Memory>) -> Output {
+        Output { address: y.address::<D>(), stride: y.width }
+    }
+
     /// Everything from row `row` and column `column` on.
     fn from(self, row: usize, column: usize) -> Output {
         Output { address: self.address.offset((row * self.stride + column) * 4), ..self }
@@ -72,21 +83,66 @@ fn row_bytes<M>(x: &CudaOperand<M>) -> usize {
     }
 }
 
-/// Every row of `weight` for every row of `x`, without the bias: [rows, weight's rows].
+/// Every row of `weight` for every row of `x`, plus the bias of the weight's own rows: [rows, weight's rows].
 ///
 /// `compute` has become the operand's kind already.
 pub(crate) fn linear<D: Device>(
     cuda: &Cuda<D>,
     x: &CudaOperand<D::Memory>,
     weight: &CudaMatrix<D::Memory>,
+    bias: Option<&[f32]>,
     compute: Compute,
 ) -> Result<CudaBuffer<D::Memory>, KernelError> {
     debug_assert!(agree(&x.kind, compute), "an operand of the other compute mode");
-    let input = Input::new(cuda.device(), x, weight)?;
-    let n = weight.rows.len();
-    let y = CudaBuffer::new(cuda.device(), x.rows, n)?;
-    product(cuda, &input, 0..x.rows, weight, 0..n, Output { address: y.address::<D>(), stride: n })?;
+    let y = CudaBuffer::new(cuda.device(), x.rows, weight.rows.len())?;
+    if !into(cuda, x, weight, bias, None, &y)? {
+        let input = Input::new(cuda.device(), x, weight)?;
+        product(cuda, &input, 0..x.rows, weight, 0..y.width, Output::of::<D>(&y))?;
+        if let Some(bias) = bias {
+            elementwise::add_bias(cuda.device(), &y, bias)?;
+        }
+    }
     Ok(y)
+}
+
+/// [`linear`], added to `sum`: each sum rounded.
+pub(crate) fn linear_add<D: Device>(
+    cuda: &Cuda<D>,
+    sum: &mut CudaBuffer<D::Memory>,
+    x: &CudaOperand<D::Memory>,
+    weight: &CudaMatrix<D::Memory>,
+    bias: Option<&[f32]>,
+    compute: Compute,
+) -> Result<(), KernelError> {
+    assert_eq!((sum.rows, sum.width), (x.rows, weight.rows.len()), "shapes of a sum");
+    if into(cuda, x, weight, bias, Some(Output::of::<D>(sum)), sum)? {
+        return Ok(());
+    }
+    let y = linear(cuda, x, weight, bias, compute)?;
+    elementwise::add(cuda.device(), sum, &y)
+}
+
+/// Writes a whole linear, a bias and what it is added to in one launch, where kernels do that for this product.
+fn into<D: Device>(
+    cuda: &Cuda<D>,
+    x: &CudaOperand<D::Memory>,
+    weight: &CudaMatrix<D::Memory>,
+    bias: Option<&[f32]>,
+    added: Option<Output>,
+    y: &CudaBuffer<D::Memory>,
+) -> Result<bool, KernelError> {
+    if path(cuda, &x.kind, weight) != LinearPath::Hopper || y.len() == 0 {
+        return Ok(false);
+    }
+    let Some(product) = fused_product(&x.kind, weight, 0..y.width, Output::of::<D>(y))? else {
+        return Ok(false);
+    };
+    let device = cuda.device();
+    let input = Input::new(device, x, weight)?;
+    let bias = bias.map(|bias| upload_floats(device, bias)).transpose()?;
+    let epilogue = Epilogue { bias: bias.as_ref().map(D::address), added };
+    hopper::product(device, &input, 0..x.rows, &product, epilogue)?;
+    Ok(true)
 }
 
 /// [`linear`] for each pair of an operand and a matrix, in one launch where they are of one shape and scheme. Operands of
@@ -110,7 +166,7 @@ pub(crate) fn linear_experts<D: Device>(
         OperandKind::F32
         | OperandKind::Codes { .. }
         | OperandKind::ScaledBf16 { .. }
-        | OperandKind::ScaledF32 { .. } => linear(cuda, x, weight, compute),
+        | OperandKind::ScaledF32 { .. } => linear(cuda, x, weight, None, compute),
     };
     x.iter().zip(weights).map(expert).collect()
 }
@@ -127,7 +183,7 @@ fn together<D: Device>(
     let outputs = outputs.collect::<Result<Vec<_>, _>>()?;
     let product = |index: usize| {
         let (weight, y): (_, &CudaBuffer<D::Memory>) = (weights[index], &outputs[index]);
-        let y = Output { address: y.address::<D>(), stride: y.width };
+        let y = Output::of::<D>(y);
         FusedProduct { weight, rows: 0..weight.rows.len(), worth: Worth::Operand, divisor: 1.0, y }
     };
     if fused::is_one_launch(weights) {
@@ -153,12 +209,13 @@ pub(crate) fn product<D: Device>(
     if rows.is_empty() || tokens.is_empty() {
         return check(x.kind(), weight);
     }
-    if takes_library(device, x.kind(), weight) {
-        return dense::product(cuda, x, tokens, weight, rows, y, dense::CHUNKS);
-    }
-    match fused_product(x.kind(), weight, rows.clone(), y)? {
-        Some(product) => fused::product(device, x, tokens, &product),
-        None => ordered::product(device, x, tokens, weight, rows, y),
+    let Some(product) = fused_product(x.kind(), weight, rows.clone(), y)? else {
+        return ordered::product(device, x, tokens, weight, rows, y);
+    };
+    match path(cuda, x.kind(), weight) {
+        LinearPath::Library => dense::product(cuda, x, tokens, weight, rows, y, dense::CHUNKS),
+        LinearPath::Hopper => hopper::product(device, x, tokens, &product, Epilogue::default()),
+        LinearPath::Fused => fused::product(device, x, tokens, &product),
     }
 }
 
@@ -173,15 +230,6 @@ fn check<M>(kind: &OperandKind<M>, weight: &CudaMatrix<M>) -> Result<(), KernelE
             weight.weights().codes(*activation, *segment).map(|_| ())
         }
     }
-}
-
-/// Whether a product goes through [`dense`].
-pub(crate) fn takes_library<D: Device>(
-    device: &D,
-    kind: &OperandKind<D::Memory>,
-    weight: &CudaMatrix<D::Memory>,
-) -> bool {
-    matches!(kind, OperandKind::Bf16) && dense::is_large(weight) && device.has_dense_product(weight.stride())
 }
 
 /// What a product is on the fused kernels; `None` for operands of f32.

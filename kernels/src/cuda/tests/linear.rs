@@ -42,7 +42,7 @@ fn on_the_device(
 ) -> Vec<f32> {
     let device = cuda.device();
     let held = CudaMatrix::upload(device, matrix, rows).expect("a matrix");
-    let y = linear(cuda, &operand(device, x, compute), &held, compute).expect("a product");
+    let y = linear(cuda, &operand(device, x, compute), &held, None, compute).expect("a product");
     assert_eq!((y.rows, y.width), (x.rows(), held.rows.len()));
     y.download(device).expect("values")
 }
@@ -178,7 +178,7 @@ fn pairs_without_a_product_are_refused_as_on_the_cpu() {
             let on_cpu = CpuMatrix::new(&matrix, 0..20);
             let expected = cpu::linear::linear(Isa::detect(), &x, &on_cpu, 0..20);
             let held = CudaMatrix::upload(cuda.device(), &matrix, 0..20).expect("a matrix");
-            let found = linear(&cuda, &operand(cuda.device(), &x, compute), &held, compute);
+            let found = linear(&cuda, &operand(cuda.device(), &x, compute), &held, None, compute);
             let (Err(expected), Err(found)) = (expected, found) else { panic!("{scheme:?} was multiplied") };
             assert_eq!(found.to_string(), expected.to_string());
         }
@@ -287,17 +287,17 @@ fn cuts_of_tokens_and_rows_do_not_show_through_a_library() {
 
 #[test]
 fn a_large_matrix_goes_through_the_library_whatever_its_shard() {
-    let present = Emulated::new(Schedule::ALL[0]).with_dense_product(Dense::Present);
+    let present = Cuda::new(Emulated::new(Schedule::ALL[0]).with_dense_product(Dense::Present));
     let matrix = tiled(2048, 1024, integer(4, group(128)), 2);
     for rows in [0..2048, 16..32] {
-        let large = CudaMatrix::upload(&present, &matrix, rows).expect("a matrix");
-        assert!(takes_library(&present, &OperandKind::Bf16, &large));
-        assert!(!takes_library(&present, &OperandKind::F32, &large));
-        assert!(!takes_library(&Emulated::new(Schedule::ALL[0]), &OperandKind::Bf16, &large));
+        let large = CudaMatrix::upload(present.device(), &matrix, rows).expect("a matrix");
+        assert_eq!(path(&present, &OperandKind::Bf16, &large), LinearPath::Library);
+        assert_eq!(path(&present, &OperandKind::F32, &large), LinearPath::Fused);
+        assert_eq!(path(&first(), &OperandKind::Bf16, &large), LinearPath::Fused);
     }
     let narrow = tiled(2048, 1000, integer(4, group(128)), 2);
-    let narrow = CudaMatrix::upload(&present, &narrow, 0..2048).expect("a matrix");
-    assert!(!takes_library(&present, &OperandKind::Bf16, &narrow));
+    let narrow = CudaMatrix::upload(present.device(), &narrow, 0..2048).expect("a matrix");
+    assert_eq!(path(&present, &OperandKind::Bf16, &narrow), LinearPath::Fused);
 }
 
 fn check_experts(cuda: &Cuda<Emulated>, schemes: &[Scheme], compute: Compute) {
@@ -316,7 +316,7 @@ fn check_experts(cuda: &Cuda<Emulated>, schemes: &[Scheme], compute: Compute) {
     let given: Vec<&CudaOperand<EmulatedMemory>> = given.iter().collect();
     let together = linear_experts(cuda, &given, &weights, compute).expect("products");
     for ((found, x), weight) in together.iter().zip(operands()).zip(&weights) {
-        let alone = linear(cuda, &x, weight, compute).expect("a product");
+        let alone = linear(cuda, &x, weight, None, compute).expect("a product");
         assert_eq!((found.rows, found.width), (alone.rows, alone.width));
         same_bits(
             &found.download(device).expect("values"),

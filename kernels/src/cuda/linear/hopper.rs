@@ -1,0 +1,270 @@
+//! Products on Hopper's warpgroups straight from packed tiles: `kernels/cuda/linear_hopper.cu`. An output's bits depend
+//! on its row of the matrix and of the input alone.
+#![expect(unsafe_code, reason = "arguments of kernels")]
+
+use std::ops::Range;
+
+use bytemuck::NoUninit;
+use ctq_container::TILE;
+use ctq_model::DType;
+use ctq_model::matrix::Sharing;
+
+use crate::KernelError;
+use crate::cuda::decode;
+use crate::cuda::device::{Address, Arguments, Device, Queue, TensorElement, TensorMap, TensorTile};
+use crate::cuda::linear::fused::{FusedProduct, RETILED_BYTES};
+use crate::cuda::linear::{Input, Output};
+use crate::cuda::matrix::{CodeClass, CudaMatrix, MatrixArgs, Rounding, Worth};
+
+/// Tokens that one block covers: `HOPPER_TOKENS`.
+const TOKENS: usize = 256;
+
+/// The largest zero point that leaves 136 plus it a bf16 number.
+const LARGEST_ZERO: i8 = 120;
+
+/// `HopperProduct`.
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+pub(crate) struct ProductArgs {
+    x: TensorMap,
+    /// Of each consumer.
+    first: MatrixArgs,
+    second: MatrixArgs,
+    tokens: u32,
+    token_blocks: u32,
+    row_blocks: u32,
+    row_tiles_apart: u32,
+    /// Of the launch.
+    pub(crate) blocks: u32,
+    padding: [u32; 15],
+}
+
+const _: () = assert!(size_of::<ProductArgs>() == 384, "as the assertion in hopper_product.cuh");
+
+/// `HopperArgs`.
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct HopperArgs {
+    product: ProductArgs,
+    y: Address,
+    bias: Address,
+    added: Address,
+    y_stride: u32,
+    added_stride: u32,
+    runs: u32,
+    divisor: f32,
+    padding: [u32; 6],
+}
+
+const _: () = assert!(size_of::<HopperArgs>() == 448, "as the assertion in linear_hopper.cu");
+
+// SAFETY: as the structure of that name in linear_hopper.cu.
+unsafe impl Arguments for HopperArgs {}
+
+/// `SpreadArgs`.
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct SpreadArgs {
+    matrix: MatrixArgs,
+    scales: Address,
+    zeros: Address,
+    as_f32: u32,
+    padding: u32,
+}
+
+// SAFETY: as the structure of that name in linear_hopper.cu.
+unsafe impl Arguments for SpreadArgs {}
+
+/// What becomes of the sums of a product, after they are divided.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Epilogue {
+    /// f32, one a row of the matrix, is added.
+    pub(crate) bias: Option<Address>,
+    /// Another result is added; may be the one that is written.
+    pub(crate) added: Option<Output>,
+}
+
+/// How codes become operands: the kernels there are, `Format` in hopper_product.cuh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    Int4,
+    Int4F32,
+    E2m1,
+    Int8,
+    Int8F32,
+    E4m3,
+    E4m3F32,
+    Bf16,
+}
+
+impl Format {
+    /// Bytes of a scale in a stage.
+    const fn scale_bytes(self) -> usize {
+        match self {
+            Format::Int4 | Format::Int8 | Format::E4m3 => 2,
+            Format::Int4F32 | Format::Int8F32 | Format::E4m3F32 => 4,
+            Format::E2m1 => 1,
+            Format::Bf16 => 0,
+        }
+    }
+
+    /// The kernel of this format among `names`, in the order of the formats.
+    pub(crate) fn pick(self, names: &[&'static str; 8]) -> &'static str {
+        names[self as usize]
+    }
+}
+
+const KERNELS: [&str; 8] = [
+    "hopper_int4",
+    "hopper_int4_f32",
+    "hopper_e2m1",
+    "hopper_int8",
+    "hopper_int8_f32",
+    "hopper_e4m3",
+    "hopper_e4m3_f32",
+    "hopper_bf16",
+];
+
+/// What makes operands of a matrix; `None` where its weights must be decoded before: f16 and f32 codes, weights that are
+/// rounded to f16, scales that change inside a k16 slice or at no multiple or divisor of 64 k.
+pub(crate) fn format<M>(weight: &CudaMatrix<M>, worth: Worth) -> Option<Format> {
+    let group = weight.group_size();
+    let whole_stages = group >= weight.k || group.is_multiple_of(TILE) || (group >= 16 && TILE.is_multiple_of(group));
+    if weight.class() == CodeClass::Bf16 {
+        return Some(Format::Bf16);
+    }
+    if !whole_stages || (worth == Worth::Operand && weight.rounding() == Rounding::F16) {
+        return None;
+    }
+    let small_scales = matches!(weight.scale_dtype, Some(DType::F8E4M3 | DType::U8 | DType::F8E8M0));
+    let by_bf16 = weight.scale_dtype == Some(DType::BF16) && worth == Worth::Operand;
+    let (none, narrow) = (weight.zeros.is_none(), weight.largest_zero <= LARGEST_ZERO);
+    match weight.class() {
+        CodeClass::Int4 if by_bf16 && narrow => Some(Format::Int4),
+        CodeClass::Int4 => Some(Format::Int4F32),
+        CodeClass::E2m1 if small_scales && none => Some(Format::E2m1),
+        CodeClass::Int8 if by_bf16 && none => Some(Format::Int8),
+        CodeClass::Int8 => Some(Format::Int8F32),
+        CodeClass::E4m3 if by_bf16 && none => Some(Format::E4m3),
+        CodeClass::E4m3 if none => Some(Format::E4m3F32),
+        CodeClass::E2m1 | CodeClass::E4m3 | CodeClass::F16 | CodeClass::F32 => None,
+        CodeClass::Bf16 => Some(Format::Bf16),
+    }
+}
+
+/// A matrix as stages take it, and what it takes beside the packed one.
+pub(crate) struct Staged<M> {
+    args: MatrixArgs,
+    /// Read by the product, which is queued while this is held.
+    _made: Vec<M>,
+}
+
+impl<M> Staged<M> {
+    /// Scales of each row and group: those that there are, or copies of them.
+    pub(crate) fn new<D: Device<Memory = M>>(
+        device: &D,
+        weight: &CudaMatrix<M>,
+        args: MatrixArgs,
+        format: Format,
+    ) -> Result<Staged<M>, KernelError> {
+        let by_row = matches!(weight.sharing, Some(Sharing::Channel | Sharing::Group { .. }) | None);
+        let as_f32 = format.scale_bytes() == 4;
+        let is_f32 = weight.scale_dtype == Some(DType::F32) && weight.divisor() == 1.0;
+        if format == Format::Bf16 || (by_row && (!as_f32 || is_f32)) {
+            return Ok(Staged { args: args.as_stored(), _made: Vec::new() });
+        }
+        let count = args.row_tiles as usize * args.groups() * TILE;
+        let scales = device.allocate(count * format.scale_bytes())?;
+        let zeros = weight.zeros.as_ref().map(|_| device.allocate(count)).transpose()?;
+        let zeros_address = zeros.as_ref().map_or(Address::NULL, D::address);
+        let spread = SpreadArgs {
+            matrix: args,
+            scales: D::address(&scales),
+            zeros: zeros_address,
+            as_f32: u32::from(as_f32),
+            padding: 0,
+        };
+        device.launch(Queue::Compute, "spread_scales", [args.groups(), args.row_tiles as usize, 1], &spread)?;
+        let args = args.by_row(D::address(&scales), zeros_address);
+        Ok(Staged { args, _made: std::iter::once(scales).chain(zeros).collect() })
+    }
+}
+
+/// Tiles of `tokens` of the input, 128 rows of a matrix each, on as many blocks as run at once.
+pub(crate) fn product_args<D: Device>(
+    device: &D,
+    x: &Input<'_, D::Memory>,
+    tokens: &Range<usize>,
+    stride: usize,
+    staged: &Staged<D::Memory>,
+) -> Result<ProductArgs, KernelError> {
+    let x = device.tensor_map(&TensorTile {
+        address: x.values::<D>(tokens.start),
+        rows: tokens.len(),
+        columns: stride,
+        row_bytes: stride * 2,
+        box_rows: TOKENS,
+        element: TensorElement::Bf16,
+    })?;
+    let (token_blocks, row_blocks) = (tokens.len().div_ceil(TOKENS), staged.args.row_tiles.div_ceil(2));
+    Ok(ProductArgs {
+        x,
+        first: staged.args,
+        second: staged.args,
+        tokens: tokens.len() as u32,
+        token_blocks: token_blocks as u32,
+        row_blocks,
+        row_tiles_apart: 2,
+        blocks: (token_blocks * row_blocks as usize).min(device.multiprocessors()) as u32,
+        padding: [0; 15],
+    })
+}
+
+/// `tokens` of `x` times the rows of `product`.
+pub(super) fn product<D: Device>(
+    device: &D,
+    x: &Input<'_, D::Memory>,
+    tokens: Range<usize>,
+    product: &FusedProduct<'_, D::Memory>,
+    epilogue: Epilogue,
+) -> Result<(), KernelError> {
+    let FusedProduct { weight, rows, worth, divisor, y } = product;
+    let run = |rows: Range<usize>, staged: &Staged<D::Memory>, format: Format| {
+        let column = rows.start - product.rows.start;
+        let (y, added) = (y.from(0, column), epilogue.added.map(|added| added.from(0, column)));
+        let runs = [y.address.0 / 4, y.stride as u64, u64::from(staged.args.first), u64::from(staged.args.n)];
+        let product = product_args(device, x, &tokens, weight.stride(), staged)?;
+        let args = HopperArgs {
+            product,
+            y: y.address,
+            bias: epilogue.bias.map_or(Address::NULL, |bias| bias.offset(column * 4)),
+            added: added.map_or(Address::NULL, |added| added.address),
+            y_stride: y.stride as u32,
+            added_stride: added.map_or(0, |added| added.stride as u32),
+            runs: u32::from(runs.iter().all(|number| number.is_multiple_of(4))),
+            divisor: *divisor,
+            padding: [0; 6],
+        };
+        device.launch(Queue::Compute, format.pick(&KERNELS), [product.blocks as usize, 1, 1], &args)
+    };
+    if let Some(format) = format(weight, *worth) {
+        let staged = Staged::new(device, weight, weight.args::<D>(rows.clone(), *worth), format)?;
+        return run(rows.clone(), &staged, format);
+    }
+    // Operands first, in tiles of their own, a part of the rows at a time.
+    let row_tile_bytes = weight.stride() * TILE * 2;
+    let part = (RETILED_BYTES / row_tile_bytes).max(2) - 1;
+    for start in rows.clone().step_by(part * TILE) {
+        let rows = start..rows.end.min(start + part * TILE);
+        let args = weight.args::<D>(rows.clone(), *worth);
+        let tiles = device.allocate(args.row_tiles as usize * row_tile_bytes)?;
+        decode::operand_tiles(device, weight, args, D::address(&tiles))?;
+        let staged = Staged { args: args.retiled(D::address(&tiles)).as_stored(), _made: vec![tiles] };
+        run(rows, &staged, Format::Bf16)?;
+    }
+    Ok(())
+}
+
+#[cfg(all(test, feature = "emulated"))]
+#[path = "../tests/linear_hopper.rs"]
+mod tests;

@@ -1,0 +1,74 @@
+//! Which kernels multiply an operand of bf16: a rule from the scheme, the whole matrix and the device, and a choice that
+//! replaces it. Never from a batch, a shard or a clock: paths sum in orders of their own, and bits must not depend on
+//! how work was cut.
+
+use std::fmt;
+
+use super::dense;
+use crate::cuda::Cuda;
+use crate::cuda::buffer::OperandKind;
+use crate::cuda::device::Device;
+use crate::cuda::matrix::CudaMatrix;
+
+/// Kernels for products of operands of bf16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinearPath {
+    /// The matrix is decoded first; the device's library multiplies.
+    Library,
+    /// Weights are decoded in registers, Hopper's warpgroups multiply.
+    Hopper,
+    /// Weights are decoded in registers, the tensor cores of any GPU multiply.
+    Fused,
+}
+
+impl LinearPath {
+    /// Names the path that serves wherever it can, in place of the rule: `library`, `hopper` or `fused`.
+    pub const VARIABLE: &str = "CTQ_LINEAR";
+
+    /// What a value of [`LinearPath::VARIABLE`] asks for; nothing where there is none.
+    ///
+    /// # Errors
+    /// Where it is none of the names.
+    pub fn asked_for(value: Option<&str>) -> Result<Option<LinearPath>, String> {
+        match value {
+            None | Some("") => Ok(None),
+            Some("library") => Ok(Some(LinearPath::Library)),
+            Some("hopper") => Ok(Some(LinearPath::Hopper)),
+            Some("fused") => Ok(Some(LinearPath::Fused)),
+            Some(other) => {
+                Err(format!("{}={other}: say library, hopper or fused, or unset it", LinearPath::VARIABLE))
+            }
+        }
+    }
+}
+
+impl fmt::Display for LinearPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            LinearPath::Library => "library",
+            LinearPath::Hopper => "hopper",
+            LinearPath::Fused => "fused",
+        })
+    }
+}
+
+/// The path of a product on tensor cores. Other operands have kernels of their own, whatever this says.
+///
+/// The rule without a choice: the library where the device has one and the whole matrix is large, else the fused
+/// kernels. Hopper's kernels have not been measured beside them yet, so nothing is given to them.
+pub(crate) fn path<D: Device>(
+    cuda: &Cuda<D>,
+    kind: &OperandKind<D::Memory>,
+    weight: &CudaMatrix<D::Memory>,
+) -> LinearPath {
+    let device = cuda.device();
+    let library = matches!(kind, OperandKind::Bf16) && device.has_dense_product(weight.stride());
+    match cuda.linears {
+        Some(LinearPath::Library) if library => LinearPath::Library,
+        Some(LinearPath::Hopper) if device.has_warpgroups() => LinearPath::Hopper,
+        Some(LinearPath::Fused) => LinearPath::Fused,
+        Some(LinearPath::Library | LinearPath::Hopper) | None => {
+            if library && dense::is_large(weight) { LinearPath::Library } else { LinearPath::Fused }
+        }
+    }
+}
