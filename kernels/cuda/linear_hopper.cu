@@ -3,11 +3,11 @@
 #include "hopper_product.cuh"
 
 // Of a consumer's 64 rows: tokens staged at a time, and floats from one token to the next, which keeps both sides on
-// banks of their own and runs of 16 bytes aligned. Two places that take turns.
-#define EPILOGUE_TOKENS 32
+// banks of their own and runs of 16 bytes aligned.
+#define EPILOGUE_TOKENS 64
 #define EPILOGUE_STRIDE (MATRIX_TILE + 4)
 #define EPILOGUE_PLACE (EPILOGUE_TOKENS * EPILOGUE_STRIDE * 4)
-#define EPILOGUE_BYTES (HOPPER_CONSUMERS * 2 * EPILOGUE_PLACE)
+#define EPILOGUE_BYTES (HOPPER_CONSUMERS * EPILOGUE_PLACE)
 
 // `HopperArgs` in linear/hopper.rs.
 struct HopperArgs {
@@ -25,14 +25,9 @@ static_assert(sizeof(HopperArgs) == 448, "as HopperArgs in linear/hopper.rs");
 
 #if HOPPER
 
-// A quarter of a run, or a whole one.
 struct alignas(16) Run { float of[4]; };
 
-DEV float* epilogue_place(u32 tile, u32 consumer, u32 turn) {
-    return (float*)(shared() + tile + (consumer * 2 + turn) * EPILOGUE_PLACE);
-}
-
-// Puts 32 tokens of a consumer's sums into shared memory, a token's rows side by side.
+// Puts 64 tokens of a consumer's sums into shared memory, a token's rows side by side.
 DEV void stage_tokens(const float (&sums)[HOPPER_SUMS], u32 part, float* staged, const Rows& rows) {
     UNROLL
     for (u32 j = 0; j < EPILOGUE_TOKENS / 8; j++) {
@@ -52,7 +47,7 @@ DEV float finished(const HopperArgs& args, float sum, u32 token, u32 row) {
     return sum;
 }
 
-// Stores 32 tokens; `held` is the first of the consumer's rows, from the first row tile.
+// Stores 64 tokens; `held` is the first of the consumer's rows, from the first row tile.
 DEV void store_tokens(const HopperArgs& args, const Matrix& m, const float* staged, u32 held, u32 first_token) {
     u32 me = thread() % WARPGROUP;
     if (args.runs) {
@@ -83,12 +78,13 @@ DEV void store_tokens(const HopperArgs& args, const Matrix& m, const float* stag
 template <class R> DEV void store_tile(const HopperArgs& args, TilePlace place, const float (&sums)[HOPPER_SUMS], const Rows& rows) {
     const Matrix& m = args.product.matrix[rows.consumer];
     u32 held = (place.row_block * args.product.row_tiles_apart + rows.consumer) * MATRIX_TILE;
+    float* staged = (float*)(shared() + R::TILE + rows.consumer * EPILOGUE_PLACE);
     UNROLL
     for (u32 part = 0; part < HOPPER_TOKENS / EPILOGUE_TOKENS; part++) {
-        float* staged = epilogue_place(R::TILE, rows.consumer, part % 2);
         u32 first_token = place.token_block * HOPPER_TOKENS + part * EPILOGUE_TOKENS;
+        // Each consumer meets by itself: the other one may still be multiplying.
+        sync_named(1 + rows.consumer, WARPGROUP);
         stage_tokens(sums, part, staged, rows);
-        // Whoever is past this has stored the part before: its place is free for the one after.
         sync_named(1 + rows.consumer, WARPGROUP);
         store_tokens(args, m, staged, held, first_token);
     }

@@ -10,6 +10,7 @@
 #include "../decode.cu"
 #include "../elementwise.cu"
 #include "../head.cu"
+#include "../head_hopper.cu"
 #include "../linear_bf16.cu"
 #include "../linear_f32.cu"
 #include "../linear_hopper.cu"

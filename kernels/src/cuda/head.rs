@@ -1,4 +1,4 @@
-//! Logits folded into partial log-sum-exps: `kernels/cuda/head.cu`. Logits of a whole vocabulary are never stored: the
+//! Logits folded into partial log-sum-exps: `kernels/cuda/head.cu` and `head_hopper.cu`. Logits of a whole vocabulary are never stored: the
 //! fused kernels fold them where they are made, other products make a part of the vocabulary at a time.
 #![expect(unsafe_code, reason = "arguments of kernels")]
 
@@ -12,6 +12,7 @@ use crate::backend::{HeadTiles, VOCABULARY_TILE};
 use crate::cuda::Cuda;
 use crate::cuda::buffer::{CudaOperand, download_floats, upload_integers};
 use crate::cuda::device::{Address, Arguments, Device, Queue};
+use crate::cuda::linear::hopper::{self, Format, ProductArgs, Staged};
 use crate::cuda::linear::{FusedProduct, Input, LinearPath, Output, fused_product, path, product};
 use crate::cuda::matrix::{CudaMatrix, MatrixArgs};
 
@@ -24,6 +25,18 @@ const FOLD_TOKENS: usize = 64;
 const STORED_TOKENS: usize = 16_384;
 const STORED_BYTES: usize = 128 << 20;
 const STORED_COLUMNS: usize = 2048;
+
+/// One a format of the kernels on warpgroups.
+const HOPPER_KERNELS: [&str; 8] = [
+    "head_hopper_int4",
+    "head_hopper_int4_f32",
+    "head_hopper_e2m1",
+    "head_hopper_int8",
+    "head_hopper_int8_f32",
+    "head_hopper_e4m3",
+    "head_hopper_e4m3_f32",
+    "head_hopper_bf16",
+];
 
 const KERNELS: [&str; 7] =
     ["head_int4", "head_e2m1", "head_int8", "head_e4m3", "head_bf16", "head_f16", "head_f32"];
@@ -55,6 +68,21 @@ struct HeadArgs {
 
 // SAFETY: as the structure of that name in head.cu.
 unsafe impl Arguments for HeadArgs {}
+
+/// `HeadHopperArgs`.
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct HeadHopperArgs {
+    product: ProductArgs,
+    fold: Fold,
+    divisor: f32,
+    padding: [u32; 3],
+}
+
+const _: () = assert!(size_of::<HeadHopperArgs>() == 448, "as the assertion in head_hopper.cu");
+
+// SAFETY: as the structure of that name in head_hopper.cu.
+unsafe impl Arguments for HeadHopperArgs {}
 
 /// `FoldLogitsArgs`.
 #[derive(Clone, Copy, NoUninit)]
@@ -112,19 +140,39 @@ pub(crate) fn head<D: Device>(
         targets.iter().map(|target| inside(target).map(|target| target - vocabulary.start)).collect();
     let partials = Partials::new(device, x.rows, &inside, vocabulary.len().div_ceil(VOCABULARY_TILE))?;
     let nowhere = Output { address: Address::NULL, stride: 0 };
-    let fused = fused_product(input.kind(), head, vocabulary.clone(), nowhere)?;
-    match fused {
-        Some(product) if path(cuda, input.kind(), head) != LinearPath::Library && begins_tiles(&product) => {
-            partials.fold_product(device, &input, &product)?;
+    let product = fused_product(input.kind(), head, vocabulary.clone(), nowhere)?;
+    match product.filter(begins_tiles).and_then(|product| Some((folding(cuda, &input, &product)?, product))) {
+        Some((Folding::Fused, product)) => partials.fold_product(device, &input, &product)?,
+        Some((Folding::Hopper(format), product)) => {
+            partials.fold_on_warpgroups(device, &input, &product, format)?;
         }
-        Some(_) | None => partials.fold_stored(cuda, &input, head, vocabulary, Stored::of(x.rows))?,
+        None => partials.fold_stored(cuda, &input, head, vocabulary, Stored::of(x.rows))?,
     }
     partials.download(device, &inside)
 }
 
-/// Whether vocabulary tiles are pairs of row tiles whose scales the fused kernels take.
+/// Kernels that fold logits where they are made.
+enum Folding {
+    Fused,
+    Hopper(Format),
+}
+
+/// Those of the path that the product takes, where they take its scales: stored logits have the same bits.
+fn folding<D: Device>(
+    cuda: &Cuda<D>,
+    x: &Input<'_, D::Memory>,
+    product: &FusedProduct<'_, D::Memory>,
+) -> Option<Folding> {
+    match path(cuda, x.kind(), product.weight) {
+        LinearPath::Library => None,
+        LinearPath::Hopper => hopper::format(product.weight, product.worth).map(Folding::Hopper),
+        LinearPath::Fused => product.weight.has_whole_slices().then_some(Folding::Fused),
+    }
+}
+
+/// Whether vocabulary tiles are pairs of row tiles.
 fn begins_tiles<M>(product: &FusedProduct<'_, M>) -> bool {
-    (product.weight.rows.start + product.rows.start).is_multiple_of(TILE) && product.weight.has_whole_slices()
+    (product.weight.rows.start + product.rows.start).is_multiple_of(TILE) && !product.rows.is_empty()
 }
 
 impl<M> Partials<M> {
@@ -178,6 +226,30 @@ impl<M> Partials<M> {
         };
         let blocks = [self.tiles, self.rows.div_ceil(PRODUCT_TOKENS), 1];
         device.launch(Queue::Compute, product.weight.class().pick(&KERNELS), blocks, &args)
+    }
+
+    /// The same on warpgroups.
+    fn fold_on_warpgroups<D: Device<Memory = M>>(
+        &self,
+        device: &D,
+        x: &Input<'_, M>,
+        product: &FusedProduct<'_, M>,
+        format: Format,
+    ) -> Result<(), KernelError> {
+        if self.rows == 0 {
+            return Ok(());
+        }
+        let weight = product.weight;
+        let staged =
+            Staged::new(device, weight, weight.args::<D>(product.rows.clone(), product.worth), format)?;
+        let args = HeadHopperArgs {
+            product: hopper::product_args(device, x, &(0..self.rows), weight.stride(), &staged)?,
+            fold: self.fold::<D>(0..self.rows, 0, product.rows.len()),
+            divisor: product.divisor,
+            padding: [0; 3],
+        };
+        let blocks = [args.product.blocks as usize, 1, 1];
+        device.launch(Queue::Compute, format.pick(&HOPPER_KERNELS), blocks, &args)
     }
 
     /// Any other product: logits of some tokens and a part of the vocabulary, then folded.

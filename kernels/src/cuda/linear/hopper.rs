@@ -129,7 +129,8 @@ const KERNELS: [&str; 8] = [
 /// rounded to f16, scales that change inside a k16 slice or at no multiple or divisor of 64 k.
 pub(crate) fn format<M>(weight: &CudaMatrix<M>, worth: Worth) -> Option<Format> {
     let group = weight.group_size();
-    let whole_stages = group >= weight.k || group.is_multiple_of(TILE) || (group >= 16 && TILE.is_multiple_of(group));
+    let whole_stages =
+        group >= weight.k || group.is_multiple_of(TILE) || (group >= 16 && TILE.is_multiple_of(group));
     if weight.class() == CodeClass::Bf16 {
         return Some(Format::Bf16);
     }
@@ -184,7 +185,12 @@ impl<M> Staged<M> {
             as_f32: u32::from(as_f32),
             padding: 0,
         };
-        device.launch(Queue::Compute, "spread_scales", [args.groups(), args.row_tiles as usize, 1], &spread)?;
+        device.launch(
+            Queue::Compute,
+            "spread_scales",
+            [args.groups(), args.row_tiles as usize, 1],
+            &spread,
+        )?;
         let args = args.by_row(D::address(&scales), zeros_address);
         Ok(Staged { args, _made: std::iter::once(scales).chain(zeros).collect() })
     }

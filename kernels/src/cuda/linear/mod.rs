@@ -2,7 +2,7 @@
 
 mod dense;
 mod fused;
-mod hopper;
+pub(crate) mod hopper;
 mod ordered;
 mod path;
 

@@ -68,7 +68,11 @@ pub(crate) fn path<D: Device>(
         Some(LinearPath::Hopper) if device.has_warpgroups() => LinearPath::Hopper,
         Some(LinearPath::Fused) => LinearPath::Fused,
         Some(LinearPath::Library | LinearPath::Hopper) | None => {
-            if library && dense::is_large(weight) { LinearPath::Library } else { LinearPath::Fused }
+            if library && dense::is_large(weight) {
+                LinearPath::Library
+            } else {
+                LinearPath::Fused
+            }
         }
     }
 }

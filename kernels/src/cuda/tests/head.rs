@@ -8,7 +8,7 @@ use crate::Compute;
 use crate::backend::Treatment;
 use crate::cpu::{self, CpuBuffer, CpuMatrix, CpuOperand, Isa};
 use crate::cuda::elementwise::samples::devices;
-use crate::cuda::emulated::{Dense, Emulated};
+use crate::cuda::emulated::{Dense, Emulated, Warpgroups};
 use crate::cuda::matrix::packed::{MXFP8, NVFP4, Random, Scheme, dense, group, integer, operand, tiled};
 
 const K: usize = 130;
@@ -104,27 +104,38 @@ fn bf16_schemes() -> Vec<Scheme> {
 #[test]
 fn bf16_partials_are_those_of_the_logits() {
     for (device, schemes) in devices().zip(bf16_schemes().chunks(2)) {
-        let cuda = Cuda::new(device);
-        for scheme in schemes {
-            let x = inputs(141, Compute::Bf16);
-            for (held, part) in PARTS {
-                let expected = on_the_cpu(&x, *scheme, held.clone(), part.clone());
-                let found = on_the_device(&cuda, &x, *scheme, held.clone(), part.clone(), Compute::Bf16);
-                close(&found, &expected, &format!("{scheme:?}"));
-                // The same logits through memory.
-                let device = cuda.device();
-                let matrix = CudaMatrix::upload(device, &tiled(N, K, *scheme, 11), held).expect("a matrix");
-                let operand = operand(device, &x, Compute::Bf16);
-                let input = Input::new(device, &operand, &matrix).expect("an input");
-                let inside: Vec<Option<usize>> = targets(x.rows())
-                    .iter()
-                    .map(|t| t.map(|t| t as usize).filter(|t| part.contains(t)).map(|t| t - part.start))
-                    .collect();
-                let partials = Partials::new(device, x.rows(), &inside, found.tiles).expect("room");
-                let stored = Stored { tokens: 60, columns: 256 };
-                partials.fold_stored(&cuda, &input, &matrix, part, stored).expect("partials");
-                same(&partials.download(device, &inside).expect("partials"), &found, &format!("{scheme:?}"));
-            }
+        check_bf16_partials(&Cuda::new(device), schemes, 141);
+    }
+}
+
+#[test]
+fn partials_on_warpgroups_are_those_of_the_logits() {
+    for (device, schemes) in devices().zip(bf16_schemes().chunks(2)) {
+        let cuda = Cuda::new(device.with_warpgroups(Warpgroups::Present));
+        check_bf16_partials(&cuda.with_linears(Some(LinearPath::Hopper)), schemes, 270);
+    }
+}
+
+fn check_bf16_partials(cuda: &Cuda<Emulated>, schemes: &[Scheme], rows: usize) {
+    for scheme in schemes {
+        let x = inputs(rows, Compute::Bf16);
+        for (held, part) in PARTS {
+            let expected = on_the_cpu(&x, *scheme, held.clone(), part.clone());
+            let found = on_the_device(cuda, &x, *scheme, held.clone(), part.clone(), Compute::Bf16);
+            close(&found, &expected, &format!("{scheme:?}"));
+            // The same logits through memory.
+            let device = cuda.device();
+            let matrix = CudaMatrix::upload(device, &tiled(N, K, *scheme, 11), held).expect("a matrix");
+            let operand = operand(device, &x, Compute::Bf16);
+            let input = Input::new(device, &operand, &matrix).expect("an input");
+            let inside: Vec<Option<usize>> = targets(x.rows())
+                .iter()
+                .map(|t| t.map(|t| t as usize).filter(|t| part.contains(t)).map(|t| t - part.start))
+                .collect();
+            let partials = Partials::new(device, x.rows(), &inside, found.tiles).expect("room");
+            let stored = Stored { tokens: 60, columns: 256 };
+            partials.fold_stored(cuda, &input, &matrix, part, stored).expect("partials");
+            same(&partials.download(device, &inside).expect("partials"), &found, &format!("{scheme:?}"));
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::Compute;
 use crate::backend::Treatment;
 use crate::cpu::math::round_bf16;
 use crate::cpu::{self, CpuBuffer, CpuMatrix, CpuOperand, Isa};
+use crate::cuda::Cuda;
 use crate::cuda::buffer::CudaBuffer;
 use crate::cuda::elementwise::samples::{devices, same_bits};
 use crate::cuda::emulated::{Emulated, Schedule, Warpgroups};
@@ -16,7 +17,6 @@ use crate::cuda::linear::{LinearPath, linear, linear_add};
 use crate::cuda::matrix::packed::{
     MXFP4, MXFP8, NVFP4, Random, Scheme, affine, dense, group, integer, operand, schemes, tiled,
 };
-use crate::cuda::Cuda;
 
 fn on_warpgroups(device: Emulated, path: LinearPath) -> Cuda<Emulated> {
     Cuda::new(device.with_warpgroups(Warpgroups::Present)).with_linears(Some(path))
@@ -152,8 +152,7 @@ fn operands_of_fp8_have_the_bits_of_the_cpu_for_every_code() {
 
 #[test]
 fn products_of_every_scheme_have_the_bits_of_the_fused_kernels() {
-    let warpgroups: Vec<_> =
-        devices().map(|device| on_warpgroups(device, LinearPath::Hopper)).collect();
+    let warpgroups: Vec<_> = devices().map(|device| on_warpgroups(device, LinearPath::Hopper)).collect();
     let fused = on_warpgroups(Emulated::new(Schedule::ALL[0]), LinearPath::Fused);
     for (seed, scheme) in schemes().into_iter().enumerate() {
         let (n, k) = [(150, 200), (70, 63), (203, 450)][seed % 3];
@@ -179,7 +178,10 @@ fn formats_are_those_of_the_scheme() {
     assert_eq!(of(affine(int4, DType::F16, group(32))), None);
     assert_eq!(of(integer(4, group(48))), None);
     assert_eq!(of(integer(4, group(8))), None);
-    assert_eq!((of(NVFP4), of(MXFP4), of(MXFP8)), (Some(Format::E2m1), Some(Format::E2m1), Some(Format::E4m3F32)));
+    assert_eq!(
+        (of(NVFP4), of(MXFP4), of(MXFP8)),
+        (Some(Format::E2m1), Some(Format::E2m1), Some(Format::E4m3F32))
+    );
     assert_eq!(of(integer(8, Sharing::Channel)), Some(Format::Int8));
     assert_eq!(of(integer(8, Sharing::Channel).with_zeros()), Some(Format::Int8F32));
     assert_eq!(of(affine(Code::E4m3, DType::BF16, Sharing::Tensor)), Some(Format::E4m3));
