@@ -1,9 +1,11 @@
 //! Which devices compute: what was asked for held against what the machine has. Never silently the slow one.
 
+use std::env;
+
 use anyhow::bail;
 use ctq_kernels::cpu::Cpu;
 use ctq_kernels::cuda::driver::{CudaDevice, Machine, NcclLibrary, WhyNot, probe};
-use ctq_kernels::cuda::{Cuda, scratch_bytes};
+use ctq_kernels::cuda::{Cuda, LinearPath, scratch_bytes};
 use ctq_kernels::{Backend, BackendIdentity};
 use ctq_model::Inventory;
 use ctq_model::inventory::{Linear, LinearClass};
@@ -12,6 +14,15 @@ use ctq_runtime::{HEAD_ROWS, Pool, Resources};
 use crate::args::DeviceChoice;
 use crate::report::Report;
 use crate::{cache, machine};
+
+/// The kernels that linears are asked to go through, in place of the rule.
+///
+/// # Errors
+/// Where the variable names none.
+pub(crate) fn linears() -> anyhow::Result<Option<LinearPath>> {
+    let value = env::var_os(LinearPath::VARIABLE).map(|value| value.to_string_lossy().into_owned());
+    LinearPath::asked_for(value.as_deref()).map_err(anyhow::Error::msg)
+}
 
 /// Something to do on whichever backend computes.
 pub(crate) trait OnBackend {
@@ -91,6 +102,7 @@ impl Opened {
         let ordinals = wanted.of(&usable);
         report.detail("making the CUDA kernels ready; the first time takes a while");
         let cache = cache::folder().ok();
+        let linears = linears()?;
         let mut devices = Vec::with_capacity(ordinals.len());
         for ordinal in ordinals {
             let device = CudaDevice::open(&machine, ordinal, memory, cache.as_deref())?;
@@ -98,7 +110,7 @@ impl Opened {
             for note in device.take_notes() {
                 report.note(&note);
             }
-            devices.push(Cuda::new(device));
+            devices.push(Cuda::new(device).with_linears(linears));
         }
         CudaDevice::connect(&devices.iter().map(Cuda::device).collect::<Vec<_>>())?;
         let nccl = match &machine.nccl {

@@ -7,13 +7,14 @@ use std::fs;
 use std::time::Instant;
 
 use ctq_kernels::cpu::Isa;
+use ctq_kernels::cuda::LinearPath;
 use ctq_kernels::cuda::driver::{
     CudaDevice, Driver, Found, Kernels, Machine, NotFound, Survey, WhyNot, survey,
 };
 use serde::Serialize;
 
 use crate::args::{DeviceChoice, DoctorOptions};
-use crate::device::decide;
+use crate::device::{decide, linears};
 use crate::exit::Verdict;
 use crate::report::Report;
 use crate::{cache, machine, report};
@@ -121,9 +122,18 @@ fn open(machine: &Machine, ordinal: usize) -> Opened {
         free: device.memory().ok().map(|(free, _)| free),
         kernels: kernels.map(|()| format!("{ready}{notes}")),
         dense: match device.dense() {
-            Ok(library) => library.to_owned(),
-            Err(reason) => format!("ctq's own kernels ({reason})"),
+            Ok(library) => format!("{library}{}", asked_for()),
+            Err(reason) => format!("ctq's own kernels ({reason}){}", asked_for()),
         },
+    }
+}
+
+/// What the environment asks of linears, in words to put behind what multiplies.
+fn asked_for() -> String {
+    match linears() {
+        Ok(None) => String::new(),
+        Ok(Some(path)) => format!("; {}={path}", LinearPath::VARIABLE),
+        Err(error) => format!("; {error}"),
     }
 }
 

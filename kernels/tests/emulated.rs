@@ -2,8 +2,8 @@
 
 use ctq_kernels::check::{Area, Extent, Finding, Size, compare};
 use ctq_kernels::cpu::Cpu;
-use ctq_kernels::cuda::Cuda;
-use ctq_kernels::cuda::emulated::{CopyTime, Dense, Emulated, Schedule, ThreadOrder};
+use ctq_kernels::cuda::emulated::{CopyTime, Dense, Emulated, Schedule, ThreadOrder, Warpgroups};
+use ctq_kernels::cuda::{Cuda, LinearPath};
 
 /// Fails with every finding that is out of bounds.
 fn assert_sound(findings: &[Finding], schedule: Schedule) {
@@ -55,6 +55,32 @@ fn last_thread_first_with_eager_copies() {
 #[test]
 fn last_thread_first_with_lazy_copies() {
     hold(ThreadOrder::LastFirst, CopyTime::Lazy);
+}
+
+/// Products of every scheme on warpgroups.
+fn hold_on_warpgroups(order: ThreadOrder) {
+    for copies in [CopyTime::Eager, CopyTime::Lazy] {
+        let schedule = Schedule { order, copies };
+        let device = Emulated::new(schedule).with_warpgroups(Warpgroups::Present);
+        let cuda = Cuda::new(device).with_linears(Some(LinearPath::Hopper));
+        let areas = [Area::Products, Area::Heads, Area::Fused];
+        assert_sound(&compare(&cuda, &Cpu::detect(), &areas, Size::Small, Extent::Everything), schedule);
+    }
+}
+
+#[test]
+fn linears_on_warpgroups_depth_first() {
+    hold_on_warpgroups(ThreadOrder::DepthFirst);
+}
+
+#[test]
+fn linears_on_warpgroups_in_lock_step() {
+    hold_on_warpgroups(ThreadOrder::LockStep);
+}
+
+#[test]
+fn linears_on_warpgroups_last_thread_first() {
+    hold_on_warpgroups(ThreadOrder::LastFirst);
 }
 
 /// With a library for dense products, large linears are decoded into a scratch first.

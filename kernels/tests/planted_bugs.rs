@@ -10,8 +10,8 @@ use std::process::Command;
 
 use ctq_kernels::check::{Area, Extent, Size, compare};
 use ctq_kernels::cpu::Cpu;
-use ctq_kernels::cuda::Cuda;
-use ctq_kernels::cuda::emulated::{Dense, Emulated, Schedule};
+use ctq_kernels::cuda::emulated::{Dense, Emulated, Schedule, Warpgroups};
+use ctq_kernels::cuda::{Cuda, LinearPath};
 use rayon::prelude::*;
 
 /// One wrong line.
@@ -142,7 +142,7 @@ const BUGS: &[Bug] = &[
     Bug {
         what: "a tile's sum of exponentials that misses its last logit",
         area: Area::Heads,
-        file: "head.cu",
+        file: "head_fold.cuh",
         line: "for (u32 i = 0; i < width; i++) sum += (double)logits[i];",
         planted: "for (u32 i = 0; i + 1 < width; i++) sum += (double)logits[i];",
     },
@@ -155,9 +155,128 @@ const BUGS: &[Bug] = &[
     },
 ];
 
-/// Names the library that a child process is to check, and the area, by its place among all.
+/// Bugs that show where warpgroups multiply.
+const BUGS_ON_WARPGROUPS: &[Bug] = &[
+    Bug {
+        what: "a phase taken for the one before",
+        area: Area::Products,
+        file: "hopper_product.cuh",
+        line: "turn.stage = 0, turn.parity ^= 1;",
+        planted: "turn.stage = 0;",
+    },
+    Bug {
+        what: "codes that were not announced",
+        area: Area::Products,
+        file: "hopper_product.cuh",
+        line: "u32 bytes = HOPPER_TOKENS * 128 + HOPPER_CONSUMERS * F::CODES_ROOM;",
+        planted: "u32 bytes = HOPPER_TOKENS * 128 + F::CODES_ROOM;",
+    },
+    Bug {
+        what: "a stage filled while it is read",
+        area: Area::Products,
+        file: "hopper_product.cuh",
+        line: "            barrier_wait(empty<R>(turn), turn.parity ^ 1);\n",
+        planted: "",
+    },
+    Bug {
+        what: "a wait for products that is too weak",
+        area: Area::Products,
+        file: "hopper_product.cuh",
+        line: "wgmma_wait<1>();",
+        planted: "wgmma_wait<2>();",
+    },
+    Bug {
+        what: "sums read while they are made",
+        area: Area::Products,
+        file: "hopper_product.cuh",
+        line: "    wgmma_wait<0>();\n",
+        planted: "",
+    },
+    Bug {
+        what: "a step of k too far",
+        area: Area::Products,
+        file: "hopper_product.cuh",
+        line: "tokens + 2 * s",
+        planted: "tokens + 4 * s",
+    },
+    Bug {
+        what: "a stage freed by the first warps that are done",
+        area: Area::Products,
+        file: "hopper_product.cuh",
+        line: "barrier_init(empty<R>(turn), HOPPER_CONSUMERS * WARPGROUP / WARP);",
+        planted: "barrier_init(empty<R>(turn), HOPPER_CONSUMERS);",
+    },
+    Bug {
+        what: "a product without the fence before it",
+        area: Area::Products,
+        file: "hopper_product.cuh",
+        line: "    wgmma_fence();\n",
+        planted: "",
+    },
+    Bug {
+        what: "stages that break the pattern of the exchanged chunks",
+        area: Area::Products,
+        file: "hopper_product.cuh",
+        line: "+ 1023) / 1024 * 1024",
+        planted: "+ 511) / 512 * 512",
+    },
+    Bug {
+        what: "codes read before they are there",
+        area: Area::Products,
+        file: "hopper_product.cuh",
+        line: "    barrier_wait(full<R>(turn), turn.parity);\n    decode_stage<F, R>(p, stage_place<R>(turn), rows, a);\n    u32",
+        planted: "    decode_stage<F, R>(p, stage_place<R>(turn), rows, a);\n    barrier_wait(full<R>(turn), turn.parity);\n    u32",
+    },
+    Bug {
+        what: "the first scale of a stage for all of it",
+        area: Area::Products,
+        file: "hopper_product.cuh",
+        line: "u32 group = s >> shift;",
+        planted: "u32 group = 0;",
+    },
+    Bug {
+        what: "scales of the rows beside them",
+        area: Area::Products,
+        file: "hopper_product.cuh",
+        line: "u32 at = group * MATRIX_TILE + rows.row[high];",
+        planted: "u32 at = group * MATRIX_TILE + rows.row[0];",
+    },
+    Bug {
+        what: "bytes picked for the wrong register",
+        area: Area::Products,
+        file: "operands.cuh",
+        line: "a[high + 2] = pick_bytes(low_bytes, high_bytes, 0x7362);",
+        planted: "a[high + 2] = pick_bytes(low_bytes, high_bytes, 0x6372);",
+    },
+    Bug {
+        what: "staged sums overwritten while others store them",
+        area: Area::Products,
+        file: "linear_hopper.cu",
+        line: "        sync_named(1 + rows.consumer, WARPGROUP);\n        stage_tokens",
+        planted: "        stage_tokens",
+    },
+    Bug {
+        what: "logits of one consumer put where the other's are",
+        area: Area::Heads,
+        file: "head_hopper.cu",
+        line: "row = rows.consumer * MATRIX_TILE + rows.row[i >> 1];",
+        planted: "row = rows.row[i >> 1];",
+    },
+];
+
+/// Which kernels serve where several can.
+#[derive(Clone, Copy, Debug)]
+enum Engine {
+    /// Those of every device.
+    Plain,
+    /// Those on warpgroups.
+    Warpgroups,
+}
+
+/// Names the library that a child process is to check, the area, by its place among all, and whether warpgroups serve.
 const LIBRARY: &str = "CTQ_PLANTED_LIBRARY";
 const AREA: &str = "CTQ_PLANTED_AREA";
+const WARPGROUPS: &str = "CTQ_PLANTED_WARPGROUPS";
 /// What a child prints when it has noticed something.
 const CAUGHT: &str = "caught:";
 /// What a child prints when everything is sound.
@@ -167,16 +286,19 @@ const SOUND: &str = "everything is sound";
 fn every_planted_bug_is_caught() {
     assert!(BUGS.len() >= 10);
     let folder = tempfile::tempdir().expect("a folder");
-    let missed: Vec<&str> = BUGS
+    let plain = BUGS.iter().map(|bug| (bug, Engine::Plain));
+    let all: Vec<(&Bug, Engine)> =
+        plain.chain(BUGS_ON_WARPGROUPS.iter().map(|bug| (bug, Engine::Warpgroups))).collect();
+    let missed: Vec<&str> = all
         .par_iter()
         .enumerate()
-        .filter(|(index, bug)| {
+        .filter(|(index, (bug, engine))| {
             let library = plant(bug, &folder.path().join(index.to_string()));
-            let told = check_in_a_process(&library, bug.area);
+            let told = check_in_a_process(&library, bug.area, *engine);
             println!("{}: {}", bug.what, told.lines().find(|line| line.contains(CAUGHT)).unwrap_or(""));
             told.contains(SOUND)
         })
-        .map(|(_, bug)| bug.what)
+        .map(|(_, (bug, _))| bug.what)
         .collect();
     assert!(missed.is_empty(), "not caught: {missed:#?}");
 }
@@ -192,8 +314,11 @@ fn unchanged_kernels_are_sound() {
         line: "#include \"arch.cuh\"",
         planted: "#include \"arch.cuh\"",
     };
-    let told = check_in_a_process(&plant(&bug, folder.path()), bug.area);
-    assert!(told.contains(SOUND), "{told}");
+    let library = plant(&bug, folder.path());
+    for (area, engine) in [(bug.area, Engine::Plain), (Area::Products, Engine::Warpgroups)] {
+        let told = check_in_a_process(&library, area, engine);
+        assert!(told.contains(SOUND), "{engine:?}: {told}");
+    }
 }
 
 /// The body of the child process: does nothing where it is not one.
@@ -205,7 +330,13 @@ fn check_one_library() {
     for schedule in Schedule::ALL {
         let device = Emulated::new(schedule).with_dense_product(Dense::Present);
         let device = device.with_kernels(Path::new(&library)).expect("a build of the emulation");
-        let findings = compare(&Cuda::new(device), &Cpu::detect(), areas, Size::Small, Extent::FirstFailure);
+        let cuda = match std::env::var_os(WARPGROUPS) {
+            None => Cuda::new(device),
+            Some(_) => {
+                Cuda::new(device.with_warpgroups(Warpgroups::Present)).with_linears(Some(LinearPath::Hopper))
+            }
+        };
+        let findings = compare(&cuda, &Cpu::detect(), areas, Size::Small, Extent::FirstFailure);
         if let Some(found) = findings.iter().find(|finding| finding.failure.is_some()) {
             let failure = found.failure.as_deref().unwrap_or_default();
             println!("{CAUGHT} under {schedule:?}, {} {}: {failure}", found.operation, found.case);
@@ -215,14 +346,17 @@ fn check_one_library() {
     println!("{SOUND}");
 }
 
-fn check_in_a_process(library: &Path, area: Area) -> String {
+fn check_in_a_process(library: &Path, area: Area, engine: Engine) -> String {
     let place = Area::ALL.iter().position(|of| *of == area).expect("one of all");
-    let output = Command::new(std::env::current_exe().expect("this test"))
+    let mut child = Command::new(std::env::current_exe().expect("this test"));
+    child
         .args(["--exact", "check_one_library", "--nocapture"])
         .env(LIBRARY, library)
-        .env(AREA, place.to_string())
-        .output()
-        .expect("a child process");
+        .env(AREA, place.to_string());
+    if matches!(engine, Engine::Warpgroups) {
+        child.env(WARPGROUPS, "1");
+    }
+    let output = child.output().expect("a child process");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
