@@ -23,18 +23,6 @@ struct ConsumerMeeting {
     DEV void all() { sync_named(1, HOPPER_CONSUMERS * WARPGROUP); }
 };
 
-// Puts half of a tile's tokens into shared memory, [HEAD_TOKENS][FOLD_STRIDE].
-template <u32 HALF> DEV void stage_logits(const float (&sums)[HOPPER_SUMS], float* staged, const Rows& rows) {
-    UNROLL
-    for (u32 j = 0; j < HEAD_TOKENS / 8; j++) {
-        UNROLL
-        for (u32 i = 0; i < 4; i++) {
-            u32 token = 8 * j + 2 * (lane() % 4) + (i & 1), row = rows.consumer * MATRIX_TILE + rows.row[i >> 1];
-            staged[token * FOLD_STRIDE + row] = sums[(HALF * (HEAD_TOKENS / 8) + j) * 4 + i];
-        }
-    }
-}
-
 template <class F> DEV void head_hopper(const HeadHopperArgs& args) {
     typedef Room<F, HEAD_STAGES, HEAD_LOGITS + FOLD_BYTES> R;
     static_assert(HOPPER_CONSUMERS * WARPGROUP == FOLD_THREADS, "consumers fold");
@@ -47,6 +35,7 @@ template <class F> DEV void head_hopper(const HeadHopperArgs& args) {
     registers_more<232>();
     Rows rows = consumer_rows();
     float *staged = (float*)(shared() + R::TILE), *largest = (float*)(shared() + R::TILE + HEAD_LOGITS);
+    float* mine = staged + rows.consumer * MATRIX_TILE;
     u32 me = thread() - WARPGROUP;
     ConsumerMeeting meeting;
     Turn turn = {0, 0};
@@ -55,10 +44,10 @@ template <class F> DEV void head_hopper(const HeadHopperArgs& args) {
         u32 first_token = place.token_block * HOPPER_TOKENS;
         float sums[HOPPER_SUMS];
         consume_tile<F, R>(args.product, rows, turn, sums);
-        stage_logits<0>(sums, staged, rows);
+        stage_tile<HEAD_TOKENS, FOLD_STRIDE>(sums, 0, mine, rows);
         meeting.all();
         fold_staged<HEAD_TOKENS>(args.fold, staged, largest, me, meeting, place.row_block, first_token, args.divisor);
-        stage_logits<1>(sums, staged, rows);
+        stage_tile<HEAD_TOKENS, FOLD_STRIDE>(sums, 1, mine, rows);
         meeting.all();
         fold_staged<HEAD_TOKENS>(args.fold, staged, largest, me, meeting, place.row_block, first_token + HEAD_TOKENS,
                                  args.divisor);

@@ -211,6 +211,19 @@ DEV void consume_tile(const HopperProduct& p, const Rows& rows, Turn& turn, floa
     if (lane() == 0) barrier_arrive(before);
 }
 
+// Puts part `part` of a tile's tokens into shared memory, a token's rows of this consumer side by side.
+template <u32 TOKENS, u32 STRIDE>
+DEV void stage_tile(const float (&sums)[HOPPER_SUMS], u32 part, float* staged, const Rows& rows) {
+    UNROLL
+    for (u32 j = 0; j < TOKENS / 8; j++) {
+        UNROLL
+        for (u32 i = 0; i < 4; i++) {
+            u32 token = 8 * j + 2 * (lane() % 4) + (i & 1);
+            staged[token * STRIDE + rows.row[i >> 1]] = sums[(part * (TOKENS / 8) + j) * 4 + i];
+        }
+    }
+}
+
 // Barriers and tables; all threads of the block.
 template <class F, class R> DEV void begin_product(const HopperProduct& p) {
     if (thread() == 0) {

@@ -27,18 +27,6 @@ static_assert(sizeof(HopperArgs) == 448, "as HopperArgs in linear/hopper.rs");
 
 struct alignas(16) Run { float of[4]; };
 
-// Puts 64 tokens of a consumer's sums into shared memory, a token's rows side by side.
-DEV void stage_tokens(const float (&sums)[HOPPER_SUMS], u32 part, float* staged, const Rows& rows) {
-    UNROLL
-    for (u32 j = 0; j < EPILOGUE_TOKENS / 8; j++) {
-        UNROLL
-        for (u32 i = 0; i < 4; i++) {
-            u32 token = 8 * j + 2 * (lane() % 4) + (i & 1);
-            staged[token * EPILOGUE_STRIDE + rows.row[i >> 1]] = sums[(part * (EPILOGUE_TOKENS / 8) + j) * 4 + i];
-        }
-    }
-}
-
 // Row and token of the result, both inside.
 DEV float finished(const HopperArgs& args, float sum, u32 token, u32 row) {
     if (args.divisor != 1.0f) sum = sum / args.divisor;
@@ -84,7 +72,7 @@ template <class R> DEV void store_tile(const HopperArgs& args, TilePlace place, 
         u32 first_token = place.token_block * HOPPER_TOKENS + part * EPILOGUE_TOKENS;
         // Each consumer meets by itself: the other one may still be multiplying.
         sync_named(1 + rows.consumer, WARPGROUP);
-        stage_tokens(sums, part, staged, rows);
+        stage_tile<EPILOGUE_TOKENS, EPILOGUE_STRIDE>(sums, part, staged, rows);
         sync_named(1 + rows.consumer, WARPGROUP);
         store_tokens(args, m, staged, held, first_token);
     }

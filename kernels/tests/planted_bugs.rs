@@ -252,15 +252,22 @@ const BUGS_ON_WARPGROUPS: &[Bug] = &[
         what: "staged sums overwritten while others store them",
         area: Area::Products,
         file: "linear_hopper.cu",
-        line: "        sync_named(1 + rows.consumer, WARPGROUP);\n        stage_tokens",
-        planted: "        stage_tokens",
+        line: "        sync_named(1 + rows.consumer, WARPGROUP);\n        stage_tile",
+        planted: "        stage_tile",
     },
     Bug {
         what: "logits of one consumer put where the other's are",
         area: Area::Heads,
         file: "head_hopper.cu",
-        line: "row = rows.consumer * MATRIX_TILE + rows.row[i >> 1];",
-        planted: "row = rows.row[i >> 1];",
+        line: "float* mine = staged + rows.consumer * MATRIX_TILE;",
+        planted: "float* mine = staged;",
+    },
+    Bug {
+        what: "a gate that meets the other consumer's tokens too early",
+        area: Area::Fused,
+        file: "gate_hopper.cu",
+        line: "rows);\n            meet_consumers();\n",
+        planted: "rows);\n",
     },
 ];
 

@@ -9,6 +9,7 @@
 #include "../attention_f32.cu"
 #include "../decode.cu"
 #include "../elementwise.cu"
+#include "../gate_hopper.cu"
 #include "../head.cu"
 #include "../head_hopper.cu"
 #include "../linear_bf16.cu"

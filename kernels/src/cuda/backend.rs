@@ -5,13 +5,14 @@ use std::ops::Range;
 use ctq_container::TiledMatrix;
 
 use crate::backend::{
-    AttentionShape, Backend, BackendIdentity, HeadTiles, KernelError, Pieces, Quantizer, Span, Treatment,
+    AttentionShape, Backend, BackendIdentity, GatePair, HeadTiles, KernelError, Pieces, Quantizer, Span,
+    Treatment,
 };
 use crate::cuda::buffer::{CudaBuffer, CudaOperand};
 use crate::cuda::matrix::CudaMatrix;
 use crate::cuda::{Cuda, Device, attend, decode, elementwise, head, linear, norm, quantize, rotate, route};
 use crate::route::{ExpertTokens, Renormalize};
-use crate::{Compute, Rotation};
+use crate::{Compute, Rotation, composed};
 
 impl<D: Device> Backend for Cuda<D> {
     type Matrix = CudaMatrix<D::Memory>;
@@ -93,6 +94,23 @@ impl<D: Device> Backend for Cuda<D> {
         compute: Compute,
     ) -> Result<(), KernelError> {
         linear::linear_add(self, sum, x, weight, bias.map(|bias| &bias[weight.rows.clone()]), compute)
+    }
+
+    fn gated(
+        &self,
+        x: &Self::Operand,
+        pair: GatePair<'_, Self::Matrix>,
+        treatment: &Treatment,
+        compute: Compute,
+        windows: &[Range<usize>],
+    ) -> Result<Self::Operand, KernelError> {
+        if matches!(treatment, Treatment::Plain)
+            && compute == Compute::Bf16
+            && let Some(operand) = linear::gated(self, x, pair)?
+        {
+            return Ok(operand);
+        }
+        composed::gated(self, x, pair, treatment, compute, windows)
     }
 
     fn linear_experts(

@@ -226,6 +226,20 @@ pub(crate) fn product_args<D: Device>(
     })
 }
 
+/// All tokens of the input, the same 64 rows of two matrices each.
+pub(super) fn pair_args<D: Device>(
+    device: &D,
+    x: &Input<'_, D::Memory>,
+    stride: usize,
+    first: &Staged<D::Memory>,
+    second: &Staged<D::Memory>,
+) -> Result<ProductArgs, KernelError> {
+    let args = product_args(device, x, &(0..x.rows()), stride, first)?;
+    let row_blocks = first.args.row_tiles;
+    let blocks = (args.token_blocks * row_blocks).min(device.multiprocessors() as u32);
+    Ok(ProductArgs { second: second.args, row_blocks, row_tiles_apart: 1, blocks, ..args })
+}
+
 /// `tokens` of `x` times the rows of `product`.
 pub(super) fn product<D: Device>(
     device: &D,

@@ -2,6 +2,7 @@
 
 mod dense;
 mod fused;
+mod gated;
 pub(crate) mod hopper;
 mod ordered;
 mod path;
@@ -18,6 +19,7 @@ use crate::{Compute, KernelError};
 
 pub(crate) use self::dense::{Scratches, scratch_bytes};
 pub(crate) use self::fused::FusedProduct;
+pub(crate) use self::gated::gated;
 pub use self::path::LinearPath;
 pub(crate) use self::path::path;
 

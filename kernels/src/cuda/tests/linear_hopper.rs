@@ -5,18 +5,18 @@ use ctq_container::{Bytes, ScaleTable, TiledMatrix, Tiling};
 use ctq_model::matrix::{Code, Formula};
 
 use super::*;
-use crate::Compute;
-use crate::backend::Treatment;
+use crate::backend::{GatePair, Treatment};
 use crate::cpu::math::round_bf16;
 use crate::cpu::{self, CpuBuffer, CpuMatrix, CpuOperand, Isa};
 use crate::cuda::Cuda;
-use crate::cuda::buffer::CudaBuffer;
+use crate::cuda::buffer::{CudaBuffer, CudaOperand};
 use crate::cuda::elementwise::samples::{devices, same_bits};
-use crate::cuda::emulated::{Emulated, Schedule, Warpgroups};
-use crate::cuda::linear::{LinearPath, linear, linear_add};
+use crate::cuda::emulated::{Emulated, EmulatedMemory, Schedule, Warpgroups};
+use crate::cuda::linear::{LinearPath, gated, linear, linear_add};
 use crate::cuda::matrix::packed::{
     MXFP4, MXFP8, NVFP4, Random, Scheme, affine, dense, group, integer, operand, schemes, tiled,
 };
+use crate::{Compute, composed};
 
 fn on_warpgroups(device: Emulated, path: LinearPath) -> Cuda<Emulated> {
     Cuda::new(device.with_warpgroups(Warpgroups::Present)).with_linears(Some(path))
@@ -260,4 +260,34 @@ fn no_rows_and_no_tokens_have_no_product() {
     let matrix = tiled(40, 70, integer(4, group(32)), 1);
     assert!(multiply(&hopper(), &treated(3, 70, &Treatment::Plain), &matrix, 16..16).is_empty());
     assert!(multiply(&hopper(), &treated(0, 70, &Treatment::Plain), &matrix, 0..40).is_empty());
+}
+
+/// Both linears, the gate and the operand in one launch against one after the other.
+#[test]
+fn a_gated_pair_has_the_bits_of_its_parts() {
+    let kinds = [integer(4, group(32)), NVFP4, dense(Code::Bf16), integer(8, Sharing::Channel).with_zeros()];
+    for ((device, scheme), n) in devices().zip(kinds).zip([203, 64, 130, 200]) {
+        let cuda = on_warpgroups(device, LinearPath::Hopper);
+        let (k, m) = (130, 300);
+        let [gate, up] = [1, 2].map(|seed| tiled(n, k, scheme, seed));
+        let upload =
+            |matrix: &TiledMatrix| CudaMatrix::upload(cuda.device(), matrix, 0..n).expect("a matrix");
+        let (gate, up) = (upload(&gate), upload(&up));
+        let biases = [Random::new(8).floats(n), Random::new(9).floats(n)];
+        let biases = [Some(biases[0].as_slice()), (n > 100).then_some(biases[1].as_slice())];
+        let pair = GatePair { gate: &gate, up: &up, biases };
+        let x = operand(cuda.device(), &treated(m, k, &Treatment::Plain), Compute::Bf16);
+        let together = gated(&cuda, &x, pair).expect("a product").expect("a launch");
+        let all = 0..m;
+        let windows = std::slice::from_ref(&all);
+        let parts =
+            composed::gated(&cuda, &x, pair, &Treatment::Plain, Compute::Bf16, windows).expect("products");
+        assert_eq!((together.rows, together.k), (parts.rows, parts.k));
+        let bytes = |operand: &CudaOperand<EmulatedMemory>| {
+            let mut bytes = vec![0; m * n.next_multiple_of(TILE) * 2];
+            cuda.device().download(&operand.values, 0, &mut bytes).expect("values");
+            bytes
+        };
+        assert!(bytes(&together) == bytes(&parts), "{scheme:?}");
+    }
 }
