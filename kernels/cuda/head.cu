@@ -28,10 +28,10 @@ DEV void fold_staged(const Fold& fold, u32 tile, u32 first_token, float divisor)
     fold_staged<STAGED_TOKENS>(fold, staged(), largest, thread(), BlockMeeting(), tile, first_token, divisor);
 }
 
-template <u32 CODE> DEV void head_product(const HeadArgs& args) {
+template <u32 CODE, u32 ARITHMETIC> DEV void head_product(const HeadArgs& args) {
     u32 first_token = block_y() * PRODUCT_TOKENS;
     float sums[16][4];
-    product_tile<CODE>(args.matrix, args.x, args.fold.m, block_x(), first_token, sums);
+    product_tile<CODE, ARITHMETIC>(args.matrix, args.x, args.fold.m, block_x(), first_token, sums);
     sync_block();
     stage_sums<0>(sums, 1.0f);
     sync_block();
@@ -41,16 +41,20 @@ template <u32 CODE> DEV void head_product(const HeadArgs& args) {
     fold_staged(args.fold, block_x(), first_token + STAGED_TOKENS, args.divisor);
 }
 
-#define HEAD_KERNEL(name, CODE)                                                                                        \
-    KERNEL(head_##name, HeadArgs, PRODUCT_THREADS, HEAD_SHARED) { head_product<CODE>(args); }
+#define HEAD_KERNEL(name, CODE, ARITHMETIC)                                                                            \
+    KERNEL(head_##name, HeadArgs, PRODUCT_THREADS, HEAD_SHARED) { head_product<CODE, ARITHMETIC>(args); }
 
-HEAD_KERNEL(int4, CODE_INT4)
-HEAD_KERNEL(e2m1, CODE_E2M1)
-HEAD_KERNEL(int8, CODE_INT8)
-HEAD_KERNEL(e4m3, CODE_E4M3)
-HEAD_KERNEL(bf16, CODE_BF16)
-HEAD_KERNEL(f16, CODE_F16)
-HEAD_KERNEL(f32, CODE_F32)
+HEAD_KERNEL(int4, CODE_INT4, BY_ANY)
+HEAD_KERNEL(int4_bf16, CODE_INT4, BY_BF16)
+HEAD_KERNEL(e2m1, CODE_E2M1, BY_ANY)
+HEAD_KERNEL(e2m1_table, CODE_E2M1, BY_TABLE)
+HEAD_KERNEL(int8, CODE_INT8, BY_ANY)
+HEAD_KERNEL(int8_bf16, CODE_INT8, BY_BF16)
+HEAD_KERNEL(e4m3, CODE_E4M3, BY_ANY)
+HEAD_KERNEL(e4m3_bf16, CODE_E4M3, BY_BF16)
+HEAD_KERNEL(bf16, CODE_BF16, BY_ANY)
+HEAD_KERNEL(f16, CODE_F16, BY_ANY)
+HEAD_KERNEL(f32, CODE_F32, BY_ANY)
 
 // One vocabulary tile of 64 tokens a block.
 KERNEL(fold_logits, FoldLogitsArgs, PRODUCT_THREADS, HEAD_SHARED) {

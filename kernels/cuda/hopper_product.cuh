@@ -160,7 +160,7 @@ DEV void decode_stage(const HopperProduct& p, const u8* stage, const Rows& rows,
             for (u32 high = 0; high < 2; high++) {
                 u32 at = group * MATRIX_TILE + rows.row[high];
                 float zero = F::ZEROS && shape.zeros ? (float)zeros[at] : 0.0f;
-                prepare<F::CODE>(shape, table, staged_scale<F::SCALE_BYTES>(scales, at), zero, scaling[high]);
+                prepare<F::CODE>(shape, table, scale_of<F::SCALE_BYTES>(scales, at), zero, scaling[high]);
             }
         }
         operand<F::CODE>(shape, words, s, scaling, a[s]);

@@ -44,26 +44,30 @@ template <u32 HALF> DEV void store_half(const Problem& p, const float (&sums)[16
     }
 }
 
-template <u32 CODE> DEV void linear_fused(const FusedArgs& args) {
+template <u32 CODE, u32 ARITHMETIC> DEV void linear_fused(const FusedArgs& args) {
     // By value: a reference that may lead to either place would be followed at every use.
     const Problem p = problem(args);
     u32 first_token = (block_y() - p.first_block) * PRODUCT_TOKENS;
     float sums[16][4];
-    product_tile<CODE>(p.matrix, p.x, p.m, block_x(), first_token, sums);
+    product_tile<CODE, ARITHMETIC>(p.matrix, p.x, p.m, block_x(), first_token, sums);
     store_half<0>(p, sums, first_token);
     store_half<1>(p, sums, first_token);
 }
 
-#define FUSED_KERNEL(name, CODE)                                                                                       \
-    KERNEL(fused_##name, FusedArgs, PRODUCT_THREADS, PRODUCT_SHARED) { linear_fused<CODE>(args); }
+#define FUSED_KERNEL(name, CODE, ARITHMETIC)                                                                           \
+    KERNEL(fused_##name, FusedArgs, PRODUCT_THREADS, PRODUCT_SHARED) { linear_fused<CODE, ARITHMETIC>(args); }
 
-FUSED_KERNEL(int4, CODE_INT4)
-FUSED_KERNEL(e2m1, CODE_E2M1)
-FUSED_KERNEL(int8, CODE_INT8)
-FUSED_KERNEL(e4m3, CODE_E4M3)
-FUSED_KERNEL(bf16, CODE_BF16)
-FUSED_KERNEL(f16, CODE_F16)
-FUSED_KERNEL(f32, CODE_F32)
+FUSED_KERNEL(int4, CODE_INT4, BY_ANY)
+FUSED_KERNEL(int4_bf16, CODE_INT4, BY_BF16)
+FUSED_KERNEL(e2m1, CODE_E2M1, BY_ANY)
+FUSED_KERNEL(e2m1_table, CODE_E2M1, BY_TABLE)
+FUSED_KERNEL(int8, CODE_INT8, BY_ANY)
+FUSED_KERNEL(int8_bf16, CODE_INT8, BY_BF16)
+FUSED_KERNEL(e4m3, CODE_E4M3, BY_ANY)
+FUSED_KERNEL(e4m3_bf16, CODE_E4M3, BY_BF16)
+FUSED_KERNEL(bf16, CODE_BF16, BY_ANY)
+FUSED_KERNEL(f16, CODE_F16, BY_ANY)
+FUSED_KERNEL(f32, CODE_F32, BY_ANY)
 
 #define COPY_THREADS 256
 

@@ -1,17 +1,17 @@
-// Fragments of operand A in few instructions: the bits of `fragment` in tensor_product.cuh, which are those of the CPU
-// backend's weights rounded to bf16. Knows where codes stand in a lane's words; knows no memory and no products.
+// Fragments of operand A in few instructions, with the bits of the CPU backend's weights rounded to bf16. Knows where codes stand in a lane's words; knows no memory and no products.
 //
-// Which way a matrix's weights are made is settled by its scheme (`arithmetic` in linear/hopper.rs):
+// Which way a matrix's weights are made is settled by its scheme (linear/format.rs):
 //   * BY_BF16: codes and scales are bf16 numbers and the product is rounded to bf16: one multiplication of two numbers
 //     at a time rounds it once, as the product in f32 is exact.
 //   * BY_TABLE: E2M1 codes with scales of 8 bits. The eight magnitudes times each of the 256 scales lie in shared memory;
 //     bytes are picked by code.
 //   * BY_F32: any other codes of 4 or 8 bits, where weights are not rounded to f16; products in f32, scales as f32.
 //   * AS_STORED: bf16 codes.
+//   * BY_ANY: what tensor_product.cuh does with anything else; not here.
 #pragma once
 #include "matrix.cuh"
 
-enum Arithmetic : u32 { BY_BF16, BY_TABLE, BY_F32, AS_STORED };
+enum Arithmetic : u32 { BY_BF16, BY_TABLE, BY_F32, AS_STORED, BY_ANY };
 
 // 16 bytes of shared memory, read at once.
 struct alignas(16) Entry { u32 words[4]; };
@@ -23,7 +23,7 @@ DEV u32 twice(float value) { return pack_bf16(value, value); }
 template <u32 ARITHMETIC> struct ScaleBytes {
     static constexpr u32 value = ARITHMETIC == BY_BF16 ? 2 : ARITHMETIC == BY_TABLE ? 1 : ARITHMETIC == BY_F32 ? 4 : 0;
 };
-template <u32 BYTES> DEV u32 staged_scale(const u8* scales, u32 index) {
+template <u32 BYTES> DEV u32 scale_of(const u8* scales, u64 index) {
     if (BYTES == 4) return ((const u32*)scales)[index];
     if (BYTES == 2) return ((const u16*)scales)[index];
     return BYTES == 1 ? scales[index] : 0;

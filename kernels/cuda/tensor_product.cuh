@@ -4,7 +4,7 @@
 // Each output is one chain over k in steps of 16, from the first to the last: it depends on its row and its token
 // alone.
 #pragma once
-#include "matrix.cuh"
+#include "operands.cuh"
 
 #define PRODUCT_THREADS 256
 #define PRODUCT_ROWS 128
@@ -15,7 +15,8 @@
 #define STAGED_TOKENS 64
 #define STAGED_STRIDE (PRODUCT_ROWS + 5)
 #define STAGED_BYTES (STAGED_TOKENS * STAGED_STRIDE * 4)
-#define PRODUCT_SHARED (STAGED_BYTES + SCALE_TABLE_BYTES)
+#define PRODUCT_SHARED (STAGED_BYTES + MAGNITUDES_BYTES)
+static_assert(SCALE_TABLE_BYTES <= MAGNITUDES_BYTES, "one table or the other");
 static_assert(2 * STAGE_BYTES <= STAGED_BYTES, "stages and staged sums share their place");
 
 // Codes and scales of one tile, loaded before they are needed.
@@ -33,7 +34,12 @@ struct ScaleWalk {
 
 DEV float* scale_table() { return (float*)(shared() + STAGED_BYTES); }
 
-template <u32 CODE>
+template <u32 ARITHMETIC> DEV u32 scale_ahead(const Matrix& m, u64 index) {
+    if constexpr (ARITHMETIC == BY_ANY) return stored_scale(m, index);
+    else return scale_of<ScaleBytes<ARITHMETIC>::value>(m.scales, index);
+}
+
+template <u32 CODE, u32 ARITHMETIC>
 DEV void load_ahead(const Matrix& m, u32 row_tile, u32 k_tile, u32 atom, ScaleWalk& walk, Ahead<CODE>& ahead) {
     load_codes<CODE>(m, row_tile, k_tile, atom, ahead.words);
     if constexpr (CODE < CODE_BF16) {
@@ -43,7 +49,7 @@ DEV void load_ahead(const Matrix& m, u32 row_tile, u32 k_tile, u32 atom, ScaleWa
             UNROLL
             for (u32 high = 0; high < 2; high++) {
                 u64 at = walk.place[high].base + (u64)walk.group * walk.place[high].step;
-                ahead.scales[s][high] = stored_scale(m, at);
+                ahead.scales[s][high] = scale_ahead<ARITHMETIC>(m, at);
                 ahead.zeros[s][high] = m.zeros ? m.zeros[at] : 0;
             }
             if (--walk.left == 0) {
@@ -72,8 +78,8 @@ DEV u32 operand_pair(const Matrix& m, const Ahead<CODE>& ahead, u32 s, u32 r, fl
     }
 }
 
-// Operand A of one slice.
-template <u32 CODE> DEV void fragment(const Matrix& m, const Ahead<CODE>& ahead, u32 s, u32 (&a)[4]) {
+// Operand A of one slice, any scheme.
+template <u32 CODE> DEV void any_fragment(const Matrix& m, const Ahead<CODE>& ahead, u32 s, u32 (&a)[4]) {
     float scale[2] = {1.0f, 1.0f}, zero[2] = {0.0f, 0.0f};
     if constexpr (CODE < CODE_BF16) {
         UNROLL
@@ -85,6 +91,19 @@ template <u32 CODE> DEV void fragment(const Matrix& m, const Ahead<CODE>& ahead,
     }
     UNROLL
     for (u32 r = 0; r < 4; r++) a[r] = operand_pair<CODE>(m, ahead, s, r, scale[r & 1], zero[r & 1]);
+}
+
+// The same in few instructions where the scheme allows.
+template <u32 CODE, u32 ARITHMETIC> DEV void fragment(const Matrix& m, const Ahead<CODE>& ahead, u32 s, u32 (&a)[4]) {
+    if constexpr (ARITHMETIC == BY_ANY) {
+        any_fragment<CODE>(m, ahead, s, a);
+    } else {
+        Scaling<CODE, ARITHMETIC> rows[2];
+        UNROLL
+        for (u32 high = 0; high < 2; high++)
+            prepare<CODE>(m, (const u8*)scale_table(), ahead.scales[s][high], (float)ahead.zeros[s][high], rows[high]);
+        operand<CODE>(m, ahead.words, s, rows, a);
+    }
 }
 
 // Begins to copy 128 tokens x 64 k; tokens beyond `tokens` are zero.
@@ -101,7 +120,7 @@ DEV void copy_tokens(const u16* x, u32 stride, u32 first_token, u32 tokens, u32 
 
 // Rows `128 row_block..` of the row tiles times tokens `first_token..`: sums[i][j] is row
 // 16 warp + lane / 4 + 8 (j >> 1), token 8 i + 2 (lane % 4) + (j & 1).
-template <u32 CODE>
+template <u32 CODE, u32 ARITHMETIC>
 DEV void product_tile(const Matrix& m, const u16* x, u32 tokens, u32 row_block, u32 first_token, float (&sums)[16][4]) {
     u32 stride = m.k_tiles * MATRIX_TILE, atom = warp() % 4;
     // The last block may have one row tile only; the second half then repeats it, and nobody stores that.
@@ -113,19 +132,20 @@ DEV void product_tile(const Matrix& m, const u16* x, u32 tokens, u32 row_block, 
         walk.place[high] = scale_place(m, row_tile * MATRIX_TILE + atom * ATOM + lane() / 4 + 8 * high);
     walk.group = 0;
     walk.left = walk.slices = m.groups <= 1 ? ~0u : m.group / 16;
-    if (CODE < CODE_BF16) fill_scale_table(m, scale_table());
+    if (ARITHMETIC == BY_TABLE) fill_magnitudes(m, (u8*)scale_table(), thread());
+    else if (CODE < CODE_BF16 && ARITHMETIC == BY_ANY) fill_scale_table(m, scale_table());
     UNROLL
     for (u32 i = 0; i < 16; i++) {
         UNROLL
         for (u32 j = 0; j < 4; j++) sums[i][j] = 0.0f;
     }
     Ahead<CODE> ahead;
-    load_ahead<CODE>(m, row_tile, 0, atom, walk, ahead);
+    load_ahead<CODE, ARITHMETIC>(m, row_tile, 0, atom, walk, ahead);
     copy_tokens(x, stride, first_token, tokens, 0, 0);
     for (u32 k_tile = 0; k_tile < m.k_tiles; k_tile++) {
         Ahead<CODE> now = ahead;
         if (k_tile + 1 < m.k_tiles) {
-            load_ahead<CODE>(m, row_tile, k_tile + 1, atom, walk, ahead);
+            load_ahead<CODE, ARITHMETIC>(m, row_tile, k_tile + 1, atom, walk, ahead);
             copy_tokens(x, stride, first_token, tokens, k_tile + 1, (k_tile + 1) % 2);
         } else {
             copy_commit();
@@ -136,10 +156,11 @@ DEV void product_tile(const Matrix& m, const u16* x, u32 tokens, u32 row_block, 
         UNROLL
         for (u32 s = 0; s < 4; s++) {
             u32 a[4];
-            fragment<CODE>(m, now, s, a);
+            fragment<CODE, ARITHMETIC>(m, now, s, a);
             UNROLL
             for (u32 pair = 0; pair < PRODUCT_TOKENS / 16; pair++) {
-                if (pair >= pairs) continue;
+                // Left out by halves: three questions, not eight, a slice.
+                if (pair > 0 && pairs <= (pair < 2 ? 1u : pair < 4 ? 2u : 4u)) continue;
                 u32 b[4], row = pair * 16 + lane() / 16 * 8 + lane() % 8, chunk = 2 * s + lane() / 8 % 2;
                 load_matrices(b, stage + row * 128 + (chunk ^ row % 8) * 16);
                 mma_bf16(sums[2 * pair], a, b[0], b[1]);

@@ -59,8 +59,8 @@ const BUGS: &[Bug] = &[
         what: "the scale of the upper rows for all",
         area: Area::Products,
         file: "tensor_product.cuh",
-        line: "a[r] = operand_pair<CODE>(m, ahead, s, r, scale[r & 1], zero[r & 1]);",
-        planted: "a[r] = operand_pair<CODE>(m, ahead, s, r, scale[0], zero[r & 1]);",
+        line: "ahead.scales[s][high] = scale_ahead<ARITHMETIC>(m, at);",
+        planted: "ahead.scales[s][high] = scale_ahead<ARITHMETIC>(m, walk.place[0].base + (u64)walk.group * walk.place[0].step);",
     },
     Bug {
         what: "a store beyond the last token",

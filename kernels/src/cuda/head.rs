@@ -12,7 +12,8 @@ use crate::backend::{HeadTiles, VOCABULARY_TILE};
 use crate::cuda::Cuda;
 use crate::cuda::buffer::{CudaOperand, download_floats, upload_integers};
 use crate::cuda::device::{Address, Arguments, Device, Queue};
-use crate::cuda::linear::hopper::{self, Format, ProductArgs, Staged};
+use crate::cuda::linear::format::{Format, format};
+use crate::cuda::linear::hopper::{self, ProductArgs, Staged};
 use crate::cuda::linear::{FusedProduct, Input, LinearPath, Output, fused_product, path, product};
 use crate::cuda::matrix::{CudaMatrix, MatrixArgs};
 
@@ -165,8 +166,21 @@ fn folding<D: Device>(
 ) -> Option<Folding> {
     match path(cuda, x.kind(), product.weight) {
         LinearPath::Library => None,
-        LinearPath::Hopper => hopper::format(product.weight, product.worth).map(Folding::Hopper),
+        LinearPath::Hopper => format(product.weight, product.worth).map(Folding::Hopper),
         LinearPath::Fused => product.weight.has_whole_slices().then_some(Folding::Fused),
+    }
+}
+
+/// The fused kernel of a product: one that knows the scheme, where there is one.
+fn kernel<M>(product: &FusedProduct<'_, M>) -> &'static str {
+    match format(product.weight, product.worth) {
+        Some(Format::Int4) => "head_int4_bf16",
+        Some(Format::E2m1) => "head_e2m1_table",
+        Some(Format::Int8) => "head_int8_bf16",
+        Some(Format::E4m3) => "head_e4m3_bf16",
+        Some(Format::Int4F32 | Format::Int8F32 | Format::E4m3F32 | Format::Bf16) | None => {
+            product.weight.class().pick(&KERNELS)
+        }
     }
 }
 
@@ -225,7 +239,7 @@ impl<M> Partials<M> {
             padding: 0,
         };
         let blocks = [self.tiles, self.rows.div_ceil(PRODUCT_TOKENS), 1];
-        device.launch(Queue::Compute, product.weight.class().pick(&KERNELS), blocks, &args)
+        device.launch(Queue::Compute, kernel(product), blocks, &args)
     }
 
     /// The same on warpgroups.

@@ -10,6 +10,7 @@ use ctq_container::TILE;
 use crate::KernelError;
 use crate::cuda::decode;
 use crate::cuda::device::{Address, Arguments, Device, Queue};
+use crate::cuda::linear::format::{Format, format};
 use crate::cuda::linear::{Input, Output};
 use crate::cuda::matrix::{CodeClass, CudaMatrix, MatrixArgs, Worth};
 
@@ -22,6 +23,19 @@ pub(super) const RETILED_BYTES: usize = 64 << 20;
 
 const KERNELS: [&str; 7] =
     ["fused_int4", "fused_e2m1", "fused_int8", "fused_e4m3", "fused_bf16", "fused_f16", "fused_f32"];
+
+/// The kernel of a product of whole slices: one that knows the scheme, where there is one.
+fn kernel<M>(weight: &CudaMatrix<M>, worth: Worth) -> &'static str {
+    match format(weight, worth) {
+        Some(Format::Int4) => "fused_int4_bf16",
+        Some(Format::E2m1) => "fused_e2m1_table",
+        Some(Format::Int8) => "fused_int8_bf16",
+        Some(Format::E4m3) => "fused_e4m3_bf16",
+        Some(Format::Int4F32 | Format::Int8F32 | Format::E4m3F32 | Format::Bf16) | None => {
+            weight.class().pick(&KERNELS)
+        }
+    }
+}
 
 /// `Problem`.
 #[derive(Clone, Copy, NoUninit)]
@@ -70,7 +84,7 @@ pub(super) fn product<D: Device>(
     product: &FusedProduct<'_, D::Memory>,
 ) -> Result<(), KernelError> {
     let FusedProduct { weight, rows, worth, divisor, y } = product;
-    let run = |rows: Range<usize>, retiled: Option<Address>, class: CodeClass| {
+    let run = |rows: Range<usize>, retiled: Option<Address>, kernel: &'static str| {
         let column = rows.start - product.rows.start;
         let matrix = weight.args::<D>(rows, *worth);
         let matrix = retiled.map_or(matrix, |tiles| matrix.retiled(tiles));
@@ -86,10 +100,10 @@ pub(super) fn product<D: Device>(
         };
         let args = FusedArgs { single, problems: Address::NULL, count: 0, padding: 0 };
         let blocks = [(matrix.row_tiles as usize * TILE).div_ceil(ROWS), tokens.len().div_ceil(TOKENS), 1];
-        device.launch(Queue::Compute, class.pick(&KERNELS), blocks, &args)
+        device.launch(Queue::Compute, kernel, blocks, &args)
     };
     if weight.has_whole_slices() {
-        return run(rows.clone(), None, weight.class());
+        return run(rows.clone(), None, kernel(weight, *worth));
     }
     // Scales that change anywhere: operands first, in tiles of their own, a part of the rows at a time.
     let row_tile_bytes = weight.stride() * TILE * 2;
@@ -99,7 +113,7 @@ pub(super) fn product<D: Device>(
         let args = weight.args::<D>(rows.clone(), *worth);
         let tiles = device.allocate(args.row_tiles as usize * row_tile_bytes)?;
         decode::operand_tiles(device, weight, args, D::address(&tiles))?;
-        run(rows, Some(D::address(&tiles)), CodeClass::Bf16)?;
+        run(rows, Some(D::address(&tiles)), CodeClass::Bf16.pick(&KERNELS))?;
     }
     Ok(())
 }
@@ -109,6 +123,7 @@ pub(super) fn is_one_launch<M>(weights: &[&CudaMatrix<M>]) -> bool {
     let [first, rest @ ..] = weights else { return true };
     let same = |weight: &&CudaMatrix<M>| {
         (weight.k, weight.rows.len(), weight.class()) == (first.k, first.rows.len(), first.class())
+            && kernel(weight, Worth::Operand) == kernel(first, Worth::Operand)
             && weight.rows.start % TILE == first.rows.start % TILE
     };
     rest.iter().all(same) && weights.iter().all(|weight| weight.has_whole_slices())
@@ -142,7 +157,7 @@ pub(super) fn grouped<D: Device>(
     let args =
         FusedArgs { single: *single, problems: D::address(&table), count: problems.len() as u32, padding: 0 };
     let columns = (single.matrix.row_tiles as usize * TILE).div_ceil(ROWS);
-    device.launch(Queue::Compute, product.weight.class().pick(&KERNELS), [columns, blocks, 1], &args)
+    device.launch(Queue::Compute, kernel(product.weight, product.worth), [columns, blocks, 1], &args)
 }
 
 fn bytes_of(problems: &[ProblemArgs]) -> &[u8] {

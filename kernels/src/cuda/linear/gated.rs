@@ -5,7 +5,8 @@
 use bytemuck::NoUninit;
 use ctq_container::TILE;
 
-use super::hopper::{self, Format, ProductArgs, Staged};
+use super::format::{Format, format};
+use super::hopper::{self, ProductArgs, Staged};
 use super::{Input, LinearPath, path};
 use crate::KernelError;
 use crate::backend::GatePair;
@@ -93,6 +94,6 @@ fn common_format<D: Device>(
     if !(on_warpgroups && alike && in_order && gate.rows.start.is_multiple_of(TILE)) {
         return None;
     }
-    let format = hopper::format(gate, Worth::Operand)?;
-    (hopper::format(up, Worth::Operand)? == format).then_some(format)
+    let common = format(gate, Worth::Operand)?;
+    (format(up, Worth::Operand)? == common).then_some(common)
 }

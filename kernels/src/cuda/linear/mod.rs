@@ -1,6 +1,7 @@
 //! `x * W^T` on packed weights: which arithmetic an operand asks for, and which kernels do it.
 
 mod dense;
+pub(crate) mod format;
 mod fused;
 mod gated;
 pub(crate) mod hopper;

@@ -12,7 +12,9 @@ use crate::cuda::Cuda;
 use crate::cuda::buffer::{CudaBuffer, CudaOperand};
 use crate::cuda::elementwise::samples::{devices, same_bits};
 use crate::cuda::emulated::{Emulated, EmulatedMemory, Schedule, Warpgroups};
+use crate::cuda::linear::format::Format;
 use crate::cuda::linear::{LinearPath, gated, linear, linear_add};
+use crate::cuda::matrix::Worth;
 use crate::cuda::matrix::packed::{
     MXFP4, MXFP8, NVFP4, Random, Scheme, affine, dense, group, integer, operand, schemes, tiled,
 };
@@ -82,12 +84,24 @@ fn check_operands(matrix: &TiledMatrix, what: &str) {
     let (n, k) = (matrix.n, matrix.k);
     let values = (0..k * k).map(|index| f32::from(u8::from(index / k == index % k))).collect();
     let unit = prepared(CpuBuffer { width: k, values }, k, &Treatment::Plain);
-    let found = multiply(&hopper(), &unit, matrix, 0..n);
     let ids: Vec<u32> = (0..n as u32).collect();
     let weights = cpu::weights::rows(Isa::detect(), &CpuMatrix::new(matrix, 0..n), &ids);
+    for path in [LinearPath::Hopper, LinearPath::Fused] {
+        let cuda = on_warpgroups(Emulated::new(Schedule::ALL[0]), path);
+        check_transposed(
+            &multiply(&cuda, &unit, matrix, 0..n),
+            &weights.values,
+            n,
+            &format!("{what}, {path}"),
+        );
+    }
+}
+
+fn check_transposed(found: &[f32], weights: &[f32], n: usize, what: &str) {
+    let k = weights.len() / n;
     for (index, found) in found.iter().enumerate() {
         let (column, row) = (index / n, index % n);
-        let expected = round_bf16(weights.values[row * k + column]);
+        let expected = round_bf16(weights[row * k + column]);
         // A sum of zeros has no sign.
         assert!(
             found.to_bits() == expected.to_bits() || (*found == 0.0 && expected == 0.0),
