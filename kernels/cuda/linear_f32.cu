@@ -1,6 +1,7 @@
 // Products in f32 in the order of the CPU backend, whatever the tiling: kernels/src/cpu/row_tiles.rs (chains and their
 // blocks), panel.rs (pairs) and exact.rs (sums of codes and their scales). Also puts the columns of operands in the
 // order of act-ordered tiles.
+#include "codes.cuh"
 #include "matrix.cuh"
 
 #define ORDERED_THREADS 256
@@ -20,17 +21,16 @@ enum ProductMode : u32 {
     PRODUCT_SCALED,
     // A chain in pairs for each run of `step`, times the scales of both sides.
     PRODUCT_FLOATS,
-    // The same with exact sums of integers; NARROW: activations of at most 10 bits, so that 64 products of 8-bit codes
-    // are exact in f32.
-    PRODUCT_NARROW,
-    PRODUCT_WIDE
+    // The same with exact sums of integers, in f64.
+    PRODUCT_INTEGERS
 };
 
 struct OrderedArgs {
     Matrix matrix;
     Matrix stored;        // the same rows with their stored scales, where sums are multiplied with them
-    const float* x;       // [m, k]
+    const void* x;        // f32 [m, k]; codes of floats f16, of integers bytes, [m, k_tiles * 64]
     const float* scales;  // of activations, [m, k / segment]
+    const float* offsets; // zero points of integers, as the scales, or null
     float* y;             // [m, y_stride]
     u32 m;
     u32 y_stride;
@@ -99,7 +99,17 @@ DEV void weigh_panel(const Matrix& m, u32 row_tile, u32 k_tile) {
     }
 }
 
-DEV void fill_panels(const OrderedArgs& args, u32 row_tile, u32 k_tile, u32 first_token) {
+template <u32 MODE> DEV float input(const OrderedArgs& args, u32 token, u32 column) {
+    const Matrix& m = args.matrix;
+    u64 padded = (u64)token * m.k_tiles * MATRIX_TILE;
+    if (MODE == PRODUCT_FLOATS) return f16_to_f32(((const u16*)args.x)[padded + column]);
+    if (MODE != PRODUCT_INTEGERS) return ((const float*)args.x)[(u64)token * m.k + column];
+    float code = (float)((const i8*)args.x)[padded + code_slot(column)];
+    if (!args.offsets) return code;
+    return code - args.offsets[(u64)token * (m.k / args.segment) + column / args.segment];
+}
+
+template <u32 MODE> DEV void fill_panels(const OrderedArgs& args, u32 row_tile, u32 k_tile, u32 first_token) {
     const Matrix& m = args.matrix;
     switch (m.code) {
     case CODE_INT4: code_panel<CODE_INT4>(m, row_tile, k_tile); break;
@@ -115,7 +125,7 @@ DEV void fill_panels(const OrderedArgs& args, u32 row_tile, u32 k_tile, u32 firs
     for (u32 i = thread() / MATRIX_TILE; i < ORDERED_TOKENS; i += ORDERED_THREADS / MATRIX_TILE) {
         u32 token = first_token + i;
         bool there = token < args.m && column < m.k;
-        panel[k * X_STRIDE + i] = there ? args.x[(u64)token * m.k + column] : 0.0f;
+        panel[k * X_STRIDE + i] = there ? input<MODE>(args, token, column) : 0.0f;
     }
     sync_block();
     if (m.code < CODE_BF16) weigh_panel(m, row_tile, k_tile);
@@ -125,18 +135,17 @@ DEV void fill_panels(const OrderedArgs& args, u32 row_tile, u32 k_tile, u32 firs
 // What a thread carries from one tile of k to the next.
 template <u32 MODE> struct Sums {
     static constexpr bool PAIRS = MODE == PRODUCT_SCALED || MODE == PRODUCT_FLOATS;
-    static constexpr bool INTEGERS = MODE == PRODUCT_NARROW || MODE == PRODUCT_WIDE;
+    static constexpr bool INTEGERS = MODE == PRODUCT_INTEGERS;
     float out[THREAD_ROWS][THREAD_TOKENS] = {};
     float run[THREAD_ROWS][THREAD_TOKENS] = {};
     double exact[INTEGERS ? THREAD_ROWS : 1][THREAD_TOKENS] = {};
     // The even half of a pair whose odd half is in the next tile.
     Step even;
     bool waiting = false;
-
 };
 
 template <u32 MODE> DEV void chain(Sums<MODE>& sums, u32 from, u32 to, bool last) {
-    if constexpr (MODE == PRODUCT_WIDE) {
+    if constexpr (MODE == PRODUCT_INTEGERS) {
         for (u32 k = from; k < to; k++) take<double>(load_step(k), sums.exact);
     } else if constexpr (Sums<MODE>::PAIRS) {
         if (sums.waiting && from < to) {
@@ -156,13 +165,6 @@ template <u32 MODE> DEV void chain(Sums<MODE>& sums, u32 from, u32 to, bool last
         }
     } else {
         for (u32 k = from; k < to; k++) take<float>(load_step(k), sums.run);
-        if constexpr (MODE == PRODUCT_NARROW) {
-            UNROLL
-            for (u32 i = 0; i < THREAD_ROWS; i++) {
-                UNROLL
-                for (u32 j = 0; j < THREAD_TOKENS; j++) sums.exact[i][j] += (double)sums.run[i][j], sums.run[i][j] = 0.0f;
-            }
-        }
     }
 }
 
@@ -214,7 +216,7 @@ template <u32 MODE> DEV void ordered(const OrderedArgs& args) {
     Sums<MODE> sums;
     u32 start = 0;
     for (u32 k_tile = 0; k_tile < m.k_tiles; k_tile++) {
-        fill_panels(args, block_x(), k_tile, first_token);
+        fill_panels<MODE>(args, block_x(), k_tile, first_token);
         u32 first = k_tile * MATRIX_TILE, end = least(first + MATRIX_TILE, m.k);
         for (u32 at = first; at < end;) {
             u32 run_end = least(start + args.step, m.k), to = least(end, run_end);
@@ -233,24 +235,26 @@ template <u32 MODE> DEV void ordered(const OrderedArgs& args) {
 KERNEL(linear_blocks, OrderedArgs, ORDERED_THREADS, ORDERED_SHARED) { ordered<PRODUCT_BLOCKS>(args); }
 KERNEL(linear_scaled, OrderedArgs, ORDERED_THREADS, ORDERED_SHARED) { ordered<PRODUCT_SCALED>(args); }
 KERNEL(linear_floats, OrderedArgs, ORDERED_THREADS, ORDERED_SHARED) { ordered<PRODUCT_FLOATS>(args); }
-KERNEL(linear_narrow, OrderedArgs, ORDERED_THREADS, ORDERED_SHARED) { ordered<PRODUCT_NARROW>(args); }
-KERNEL(linear_wide, OrderedArgs, ORDERED_THREADS, ORDERED_SHARED) { ordered<PRODUCT_WIDE>(args); }
+KERNEL(linear_integers, OrderedArgs, ORDERED_THREADS, ORDERED_SHARED) { ordered<PRODUCT_INTEGERS>(args); }
 
 struct PermuteArgs {
-    const u8* x;             // [rows, stride] of f32 or bf16
+    const u8* x;             // [rows, stride] of elements of 8, 16 or 32 bits; bytes lie by code_slot()
     u8* out;                 // the same
     const u32* permutation;  // column j becomes input permutation[j]
     u32 k;
     u32 stride;              // columns from k on are zero
 };
 
+template <class T> DEV u32 place(u32 column) { return sizeof(T) == 1 ? code_slot(column) : column; }
+
 template <class T> DEV void permute(const PermuteArgs& args) {
     const T* x = (const T*)args.x + (u64)block_x() * args.stride;
     T* out = (T*)args.out + (u64)block_x() * args.stride;
     for (u32 column = thread(); column < args.stride; column += ORDERED_THREADS)
-        out[column] = column < args.k ? x[args.permutation[column]] : (T)0;
+        out[place<T>(column)] = column < args.k ? x[place<T>(args.permutation[column])] : (T)0;
 }
 
 // One row of an operand a block.
-KERNEL(permute_f32, PermuteArgs, ORDERED_THREADS, 0) { permute<u32>(args); }
-KERNEL(permute_bf16, PermuteArgs, ORDERED_THREADS, 0) { permute<u16>(args); }
+KERNEL(permute_8, PermuteArgs, ORDERED_THREADS, 0) { permute<u8>(args); }
+KERNEL(permute_16, PermuteArgs, ORDERED_THREADS, 0) { permute<u16>(args); }
+KERNEL(permute_32, PermuteArgs, ORDERED_THREADS, 0) { permute<u32>(args); }

@@ -1,6 +1,7 @@
 // Activation quantization: compressed-tensors' values and serving kernels' codes, the formulas of the CPU backend
 // (kernels/src/cpu/quantize.rs) operation by operation. Runs are consecutive elements of a row that share a scale; a
 // run belongs to a power of two of neighbouring lanes.
+#include "codes.cuh"
 #include "numbers.cuh"
 
 #define QUANTIZE_THREADS 256
@@ -14,17 +15,24 @@
 #define QUANTIZE_DYNAMIC 1
 #define QUANTIZE_LOCAL 2
 #define QUANTIZE_POWER_OF_TWO 3
-// What is written: `Output`. Values dequantized, codes without their zero point, or codes times their local scale.
+// What is written: `Output`. Values dequantized, codes, or codes times their local scale.
 #define QUANTIZE_VALUES 0
 #define QUANTIZE_CODES 1
 #define QUANTIZE_SCALED 2
+// As what: `Format`. Bytes are integers with their zero point, in the order of code_slot().
+#define FORMAT_F32 0
+#define FORMAT_BF16 1
+#define FORMAT_F16 2
+#define FORMAT_BYTES 3
 
 struct QuantizeArgs {
     const float* x;
-    // f32 or bf16 [rows, stride]; f32 may be `x` itself.
+    // [rows, stride] in the format; f32 may be `x` itself.
     void* out;
-    // For codes: f32 [rows, runs].
+    // For codes: f32 [rows, runs], NaN where a code would be.
     float* scales;
+    // For integer codes with zero points, else null: f32 [rows, runs].
+    float* offsets;
     // For static scales: one, or one a run of a row.
     const float* stored;
     // For scales of a whole window, else null: smallest and largest value of each, and the window of every row.
@@ -42,7 +50,7 @@ struct QuantizeArgs {
     u32 output;
     u32 symmetric;
     u32 stored_runs;
-    u32 bf16;
+    u32 format;
     // Range of codes.
     float low;
     float high;
@@ -140,12 +148,23 @@ DEV float quantized(const QuantizeArgs& args, const Parameters& parameters, floa
     }
     if (args.rounding != QUANTIZE_INTEGERS) return round_code(args, clamped(scaled, args.low, args.high));
     // Kernels round before they add the zero point.
-    return clamped(nearest(scaled) + parameters.zero, args.low, args.high) - parameters.zero;
+    return clamped(nearest(scaled) + parameters.zero, args.low, args.high);
 }
 
-DEV void write_quantized(const QuantizeArgs& args, u64 at, float value) {
-    if (args.bf16) ((u16*)args.out)[at] = (u16)pack_bf16(value, 0.0f);
-    else ((float*)args.out)[at] = value;
+DEV void write_quantized(const QuantizeArgs& args, u64 row, u32 column, float value) {
+    u64 at = row * args.stride + column;
+    if (args.format == FORMAT_F32) ((float*)args.out)[at] = value;
+    else if (args.format == FORMAT_BF16) ((u16*)args.out)[at] = (u16)pack_bf16(value, 0.0f);
+    else if (args.format == FORMAT_F16) ((u16*)args.out)[at] = f32_to_f16(value);
+    // No integer stands for NaN: the scale says it.
+    else ((i8*)args.out)[row * args.stride + code_slot(column)] = value == value ? (i8)(i32)value : (i8)0;
+}
+
+// Whether a flag is set in any of neighbouring lanes.
+DEV bool any_of_lanes(bool flag, u32 lanes) {
+    u32 any = flag;
+    for (u32 mask = lanes / 2; mask > 0; mask /= 2) any |= shuffle_xor(any, mask);
+    return any;
 }
 
 KERNEL(quantize_runs, QuantizeArgs, QUANTIZE_THREADS, 0) {
@@ -169,12 +188,20 @@ KERNEL(quantize_runs, QuantizeArgs, QUANTIZE_THREADS, 0) {
         else range = range_of_lanes(range_of(x, from, count, args.lanes), args.lanes);
         parameters = args.output == QUANTIZE_CODES ? kernel_parameters(args, range) : library_parameters(args, range);
     }
-    u64 out = row * args.stride + start;
-    for (u32 i = from; i < count; i += args.lanes) write_quantized(args, out + i, quantized(args, parameters, x[i]));
+    bool lost = false;
+    for (u32 i = from; i < count; i += args.lanes) {
+        float value = quantized(args, parameters, x[i]);
+        lost = lost || value != value;
+        write_quantized(args, row, start + i, value);
+    }
+    lost = any_of_lanes(lost, args.lanes);
     if (!active) return;
-    if (args.scales && from == 0) args.scales[index] = parameters.scale;
+    if (args.scales && from == 0) {
+        args.scales[index] = lost ? float_of(0x7fc00000u) : parameters.scale;
+        if (args.offsets) args.offsets[index] = parameters.zero;
+    }
     if (run + 1 == args.runs)
-        for (u32 i = args.width + from; i < args.stride; i += args.lanes) write_quantized(args, row * args.stride + i, 0.0f);
+        for (u32 i = args.width + from; i < args.stride; i += args.lanes) write_quantized(args, row, i, 0.0f);
 }
 
 struct RangeArgs {

@@ -3,8 +3,8 @@
 
 use ctq_model::scheme::Activation;
 
-use crate::KernelError;
 use crate::cuda::device::{Address, Device};
+use crate::{Compute, KernelError};
 
 /// Activations: f32 [rows, width] row-major.
 #[derive(Debug)]
@@ -20,8 +20,9 @@ pub struct CudaOperand<M> {
     pub(crate) rows: usize,
     pub(crate) k: usize,
     pub(crate) kind: OperandKind<M>,
-    /// Row-major: bf16 [rows, k rounded up to a multiple of 64] with zeros beyond k for [`OperandKind::Bf16`] and
-    /// [`OperandKind::ScaledBf16`], so that a row is whole tiles; else f32 [rows, k].
+    /// Row-major: f32 [rows, k] for [`OperandKind::F32`] and [`OperandKind::ScaledF32`], else [rows, k rounded up to a
+    /// multiple of 64] with zeros beyond k, so that a row is whole tiles. Integer codes are bytes in the order of
+    /// `code_slot` (`kernels/cuda/codes.cuh`), fp8 codes are f16, everything else is bf16.
     pub(crate) values: M,
 }
 
@@ -32,8 +33,16 @@ pub(crate) enum OperandKind<M> {
     Bf16,
     /// f32 values to multiply with decompressed weights.
     F32,
-    /// f32 codes; `scales`, f32 [rows, k / segment], multiply the sums of a segment.
-    Codes { activation: Activation, segment: usize, scales: M },
+    /// Codes; `scales`, f32 [rows, k / segment], multiply the sums of a segment, and are NaN where a code would be.
+    Codes {
+        activation: Activation,
+        segment: usize,
+        scales: M,
+        /// Zero points of integers, whole numbers in f32, as the scales; `None` where all are 0.
+        offsets: Option<M>,
+        /// Where sums of floats are made: tensor cores, or in the order of the CPU.
+        compute: Compute,
+    },
     /// bf16 codes times their local scale, exact; everything is divided by `global` at the end.
     ScaledBf16 { activation: Activation, global: f32 },
     /// The same in f32.

@@ -29,6 +29,7 @@ struct QuantizeArgs {
     x: Address,
     out: Address,
     scales: Address,
+    offsets: Address,
     stored: Address,
     ranges: Address,
     windows: Address,
@@ -43,7 +44,7 @@ struct QuantizeArgs {
     output: Output,
     symmetric: u32,
     stored_runs: u32,
-    bf16: u32,
+    format: Format,
     low: f32,
     high: f32,
     zero: f32,
@@ -82,35 +83,60 @@ enum Output {
     Scaled = 2,
 }
 
-/// Where a quantization writes: rows of f32 or bf16, and scales of codes.
+/// What values are written as: `FORMAT_F32` and what follows.
+#[derive(Clone, Copy, Debug, NoUninit, PartialEq, Eq)]
+#[repr(u32)]
+enum Format {
+    F32 = 0,
+    Bf16 = 1,
+    F16 = 2,
+    /// Integer codes.
+    Bytes = 3,
+}
+
+impl Format {
+    /// Of values in a compute mode.
+    fn of(compute: Compute) -> Format {
+        match compute {
+            Compute::F32 => Format::F32,
+            Compute::Bf16 => Format::Bf16,
+        }
+    }
+
+    /// Elements from one row to the next.
+    fn stride(self, k: usize) -> usize {
+        match self {
+            Format::F32 => k,
+            Format::Bf16 | Format::F16 | Format::Bytes => k.next_multiple_of(PADDED),
+        }
+    }
+
+    /// Memory for rows of `k`.
+    fn allocate<D: Device>(self, device: &D, rows: usize, k: usize) -> Result<D::Memory, KernelError> {
+        let bytes = match self {
+            Format::F32 => 4,
+            Format::Bf16 | Format::F16 => 2,
+            Format::Bytes => 1,
+        };
+        device.allocate(rows * self.stride(k) * bytes)
+    }
+}
+
+/// Where a quantization writes: rows of values or codes, and scales and zero points of codes.
 #[derive(Clone, Copy)]
 struct Target {
     output: Output,
     values: Address,
-    compute: Compute,
+    format: Format,
     scales: Address,
+    offsets: Address,
 }
 
-/// Elements from one row of operands to the next.
-fn stride(k: usize, compute: Compute) -> usize {
-    match compute {
-        Compute::F32 => k,
-        Compute::Bf16 => k.next_multiple_of(PADDED),
+impl Target {
+    /// Values or codes alone.
+    fn alone(output: Output, values: Address, format: Format) -> Target {
+        Target { output, values, format, scales: Address::NULL, offsets: Address::NULL }
     }
-}
-
-/// Memory for operands.
-fn operands<D: Device>(
-    device: &D,
-    rows: usize,
-    k: usize,
-    compute: Compute,
-) -> Result<D::Memory, KernelError> {
-    let bytes = match compute {
-        Compute::F32 => 4,
-        Compute::Bf16 => 2,
-    };
-    device.allocate(rows * stride(k, compute) * bytes)
 }
 
 /// Inputs of linears after their treatment, [rows, k]; scales of a whole tensor are found window by window.
@@ -129,13 +155,9 @@ pub(crate) fn prepare<D: Device>(
     match treatment {
         Treatment::Plain => Ok(CudaOperand { rows, k, kind, values: plain(device, x, compute)? }),
         Treatment::FakeQuantized(quantizer) => {
-            let values = operands(device, rows, k, compute)?;
-            let target = Target {
-                output: Output::Values,
-                values: D::address(&values),
-                compute,
-                scales: Address::NULL,
-            };
+            let format = Format::of(compute);
+            let values = format.allocate(device, rows, k)?;
+            let target = Target::alone(Output::Values, D::address(&values), format);
             quantize(device, x, target, quantizer, k, windows)?;
             Ok(CudaOperand { rows, k, kind, values })
         }
@@ -143,7 +165,9 @@ pub(crate) fn prepare<D: Device>(
             ActivationScale::Local | ActivationScale::PowerOfTwo => {
                 scaled(device, x, quantizer, compute, windows)
             }
-            ActivationScale::Static | ActivationScale::Dynamic => codes(device, x, quantizer, windows),
+            ActivationScale::Static | ActivationScale::Dynamic => {
+                codes(device, x, quantizer, compute, windows)
+            }
         },
     }
 }
@@ -170,8 +194,8 @@ fn plain<D: Device>(
     match compute {
         Compute::F32 => Ok(elementwise::concatenate(device, &[x])?.memory),
         Compute::Bf16 => {
-            let out = operands(device, x.rows, x.width, compute)?;
-            let stride = stride(x.width, compute);
+            let out = Format::Bf16.allocate(device, x.rows, x.width)?;
+            let stride = Format::Bf16.stride(x.width);
             let args = OperandArgs {
                 x: x.address::<D>(),
                 out: D::address(&out),
@@ -201,9 +225,9 @@ fn scaled<D: Device>(
         Compute::F32 => OperandKind::ScaledF32 { activation, global },
         Compute::Bf16 => OperandKind::ScaledBf16 { activation, global },
     };
-    let values = operands(device, x.rows, x.width, compute)?;
-    let target =
-        Target { output: Output::Scaled, values: D::address(&values), compute, scales: Address::NULL };
+    let format = Format::of(compute);
+    let values = format.allocate(device, x.rows, x.width)?;
+    let target = Target::alone(Output::Scaled, D::address(&values), format);
     quantize(device, x, target, quantizer, x.width, windows)?;
     Ok(CudaOperand { rows: x.rows, k: x.width, kind, values })
 }
@@ -213,22 +237,40 @@ fn codes<D: Device>(
     device: &D,
     x: &CudaBuffer<D::Memory>,
     quantizer: &Quantizer,
+    compute: Compute,
     windows: &[Range<usize>],
 ) -> Result<CudaOperand<D::Memory>, KernelError> {
     let activation = quantizer.activation;
     let segment = run_length(activation, x.width, x.width);
     assert!(x.width.is_multiple_of(segment), "whole groups of {segment} in {} inputs", x.width);
-    let values = operands(device, x.rows, x.width, Compute::F32)?;
-    let scales = device.allocate(x.rows * (x.width / segment) * 4)?;
+    let (format, shifted) = match activation.code {
+        Code::Int { .. } => (Format::Bytes, has_zero_points(quantizer)),
+        Code::E4m3 | Code::E2m1 | Code::Bf16 | Code::F16 | Code::F32 => (Format::F16, false),
+    };
+    let values = format.allocate(device, x.rows, x.width)?;
+    let scale_bytes = x.rows * (x.width / segment) * 4;
+    let scales = device.allocate(scale_bytes)?;
+    let offsets = if shifted { Some(device.allocate(scale_bytes)?) } else { None };
     let target = Target {
         output: Output::Codes,
         values: D::address(&values),
-        compute: Compute::F32,
+        format,
         scales: D::address(&scales),
+        offsets: offsets.as_ref().map_or(Address::NULL, D::address),
     };
     quantize(device, x, target, quantizer, x.width, windows)?;
-    let kind = OperandKind::Codes { activation, segment, scales };
+    let kind = OperandKind::Codes { activation, segment, scales, offsets, compute };
     Ok(CudaOperand { rows: x.rows, k: x.width, kind, values })
+}
+
+/// Whether integer codes may have zero points other than 0.
+fn has_zero_points(quantizer: &Quantizer) -> bool {
+    match quantizer.activation.scale {
+        ActivationScale::Static => quantizer.zero != 0.0,
+        ActivationScale::Dynamic | ActivationScale::Local | ActivationScale::PowerOfTwo => {
+            !quantizer.activation.symmetric
+        }
+    }
 }
 
 /// Quantizes and dequantizes in place; where scales are per head, each run of `head_dim` elements has its own.
@@ -239,12 +281,7 @@ pub(crate) fn fake_quantize<D: Device>(
     head_dim: usize,
     windows: &[Range<usize>],
 ) -> Result<(), KernelError> {
-    let target = Target {
-        output: Output::Values,
-        values: x.address::<D>(),
-        compute: Compute::F32,
-        scales: Address::NULL,
-    };
+    let target = Target::alone(Output::Values, x.address::<D>(), Format::F32);
     quantize(device, x, target, quantizer, head_dim, windows)
 }
 
@@ -309,12 +346,13 @@ fn quantize<D: Device>(
         x: x.address::<D>(),
         out: target.values,
         scales: target.scales,
+        offsets: target.offsets,
         stored: D::address(&stored),
         ranges: whole.as_ref().map_or(Address::NULL, |whole| D::address(&whole.ranges)),
         windows: whole.as_ref().map_or(Address::NULL, |whole| D::address(&whole.of_rows)),
         rows: x.rows as u64,
         width: x.width as u32,
-        stride: stride(x.width, target.compute) as u32,
+        stride: target.format.stride(x.width) as u32,
         length: length as u32,
         runs: runs as u32,
         lanes: lanes as u32,
@@ -323,7 +361,7 @@ fn quantize<D: Device>(
         output: target.output,
         symmetric: u32::from(activation.symmetric),
         stored_runs: u32::from(stored_runs),
-        bf16: u32::from(target.compute == Compute::Bf16),
+        format: target.format,
         low,
         high,
         zero: quantizer.zero,

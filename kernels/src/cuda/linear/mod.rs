@@ -10,6 +10,9 @@ mod path;
 
 use std::ops::Range;
 
+use ctq_container::TILE;
+use ctq_model::matrix::Code;
+
 use crate::cuda::Cuda;
 use crate::cuda::buffer::{CudaBuffer, CudaOperand, OperandKind, upload_floats};
 use crate::cuda::device::{Address, Device};
@@ -74,15 +77,34 @@ impl<'a, M> Input<'a, M> {
     /// Where row `row` of the values begins.
     pub(crate) fn values<D: Device<Memory = M>>(&self, row: usize) -> Address {
         let values = self.permuted.as_ref().unwrap_or(&self.operand.values);
-        D::address(values).offset(row * row_bytes(self.operand))
+        D::address(values).offset(row * Row::of(self.operand).bytes())
     }
 }
 
-/// Bytes from one row of an operand's values to the next.
-fn row_bytes<M>(x: &CudaOperand<M>) -> usize {
-    match x.kind {
-        OperandKind::Bf16 | OperandKind::ScaledBf16 { .. } => x.k.next_multiple_of(64) * 2,
-        OperandKind::F32 | OperandKind::Codes { .. } | OperandKind::ScaledF32 { .. } => x.k * 4,
+/// A row of an operand's values in memory.
+struct Row {
+    elements: usize,
+    /// Bytes of one element.
+    width: usize,
+}
+
+impl Row {
+    fn of<M>(x: &CudaOperand<M>) -> Row {
+        let padded = x.k.next_multiple_of(TILE);
+        match &x.kind {
+            OperandKind::Bf16 | OperandKind::ScaledBf16 { .. } => Row { elements: padded, width: 2 },
+            OperandKind::F32 | OperandKind::ScaledF32 { .. } => Row { elements: x.k, width: 4 },
+            OperandKind::Codes { activation, .. } => match activation.code {
+                Code::Int { .. } => Row { elements: padded, width: 1 },
+                Code::E4m3 | Code::E2m1 | Code::Bf16 | Code::F16 | Code::F32 => {
+                    Row { elements: padded, width: 2 }
+                }
+            },
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.elements * self.width
     }
 }
 
@@ -253,12 +275,12 @@ pub(crate) fn fused_product<'a, M>(
     Ok(Some(FusedProduct { weight, rows, worth, divisor, y }))
 }
 
-/// Whether an operand was prepared for this compute mode; codes are codes in both.
+/// Whether an operand was prepared for this compute mode.
 fn agree<M>(kind: &OperandKind<M>, compute: Compute) -> bool {
     match kind {
         OperandKind::Bf16 | OperandKind::ScaledBf16 { .. } => compute == Compute::Bf16,
         OperandKind::F32 | OperandKind::ScaledF32 { .. } => compute == Compute::F32,
-        OperandKind::Codes { .. } => true,
+        OperandKind::Codes { compute: prepared, .. } => compute == *prepared,
     }
 }
 

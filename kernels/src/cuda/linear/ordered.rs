@@ -4,14 +4,12 @@
 use std::ops::Range;
 
 use bytemuck::NoUninit;
-use ctq_container::TILE;
-use ctq_model::matrix::Code;
 
 use crate::KernelError;
 use crate::cpu::row_tiles::block_length;
 use crate::cuda::buffer::{CudaOperand, OperandKind};
 use crate::cuda::device::{Address, Arguments, Device, Queue};
-use crate::cuda::linear::{Input, Output, row_bytes};
+use crate::cuda::linear::{Input, Output, Row};
 use crate::cuda::matrix::{CudaMatrix, MatrixArgs, Worth};
 use crate::exact_product::Sums;
 
@@ -26,6 +24,7 @@ struct OrderedArgs {
     stored: MatrixArgs,
     x: Address,
     scales: Address,
+    offsets: Address,
     y: Address,
     m: u32,
     y_stride: u32,
@@ -59,6 +58,7 @@ struct Plan {
     /// k of one run.
     step: usize,
     scales: Address,
+    offsets: Address,
     /// k that share an activation scale.
     segment: usize,
     divisor: f32,
@@ -80,6 +80,7 @@ pub(super) fn product<D: Device>(
         stored: weight.args::<D>(rows, Worth::Scaled),
         x: x.values::<D>(tokens.start),
         scales: plan.scales,
+        offsets: plan.offsets,
         y: y.address,
         m: tokens.len() as u32,
         y_stride: y.stride as u32,
@@ -103,6 +104,7 @@ fn plan<D: Device>(
         worth: Worth::Operand,
         step: block_length(k),
         scales: Address::NULL,
+        offsets: Address::NULL,
         segment: k,
         divisor: 1.0,
     };
@@ -113,25 +115,22 @@ fn plan<D: Device>(
             let divisor = weight.global_scale * global;
             Ok(Plan { kernel: "linear_scaled", worth: Worth::Scaled, step: k, divisor, ..plain })
         }
-        OperandKind::Codes { activation, segment, scales } => {
+        OperandKind::Codes { activation, segment, scales, offsets, compute: _ } => {
             let product = weight.weights().codes(*activation, *segment)?;
-            let small = match activation.code {
-                Code::Int { bits } => activation.symmetric && bits <= 8,
-                Code::E4m3 | Code::E2m1 | Code::Bf16 | Code::F16 | Code::F32 => false,
-            };
             let kernel = match product.sums {
                 Sums::Floats => "linear_floats",
-                // Codes less their zero point may be large.
-                Sums::Integers => {
-                    if small {
-                        "linear_narrow"
-                    } else {
-                        "linear_wide"
-                    }
-                }
+                Sums::Integers => "linear_integers",
             };
-            let scales = D::address(scales).offset(first_token * (k / segment) * 4);
-            Ok(Plan { kernel, worth: Worth::Codes, step: product.step, scales, segment: *segment, ..plain })
+            let passed = first_token * (k / segment) * 4;
+            Ok(Plan {
+                kernel,
+                worth: Worth::Codes,
+                step: product.step,
+                scales: D::address(scales).offset(passed),
+                offsets: offsets.as_ref().map_or(Address::NULL, |offsets| D::address(offsets).offset(passed)),
+                segment: *segment,
+                ..plain
+            })
         }
         OperandKind::Bf16 | OperandKind::ScaledBf16 { .. } => {
             unreachable!("bf16 operands take the fused kernels")
@@ -145,17 +144,19 @@ pub(super) fn permute<D: Device>(
     x: &CudaOperand<D::Memory>,
     permutation: &D::Memory,
 ) -> Result<D::Memory, KernelError> {
-    let out = device.allocate(x.rows * row_bytes(x))?;
-    let (kernel, stride) = match x.kind {
-        OperandKind::Bf16 | OperandKind::ScaledBf16 { .. } => ("permute_bf16", x.k.next_multiple_of(TILE)),
-        OperandKind::F32 | OperandKind::Codes { .. } | OperandKind::ScaledF32 { .. } => ("permute_f32", x.k),
+    let row = Row::of(x);
+    let out = device.allocate(x.rows * row.bytes())?;
+    let kernel = match row.width {
+        1 => "permute_8",
+        2 => "permute_16",
+        _ => "permute_32",
     };
     let args = PermuteArgs {
         x: D::address(&x.values),
         out: D::address(&out),
         permutation: D::address(permutation),
         k: x.k as u32,
-        stride: stride as u32,
+        stride: row.elements as u32,
     };
     device.launch(Queue::Compute, kernel, [x.rows, 1, 1], &args)?;
     Ok(out)

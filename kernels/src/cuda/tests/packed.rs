@@ -6,7 +6,8 @@ use ctq_model::matrix::{Code, Formula, Sharing};
 
 use crate::Compute;
 use crate::cpu::CpuOperand;
-use crate::cpu::quantize::OperandKind as CpuKind;
+use crate::cpu::product::Unit;
+use crate::cpu::quantize::{CodeScales, OperandKind as CpuKind};
 use crate::cuda::buffer::{CudaOperand, OperandKind, upload_floats};
 use crate::cuda::device::Device;
 use crate::cuda::emulated::{Emulated, EmulatedMemory};
@@ -189,10 +190,7 @@ pub(crate) fn operand(device: &Emulated, x: &CpuOperand, compute: Compute) -> Cu
             Compute::Bf16 => (OperandKind::Bf16, true),
             Compute::F32 => (OperandKind::F32, false),
         },
-        CpuKind::Codes(codes) => {
-            let scales = upload_floats(device, &codes.scales).expect("an upload");
-            (OperandKind::Codes { activation: codes.activation, segment: codes.segment, scales }, false)
-        }
+        CpuKind::Codes(codes) => return coded(device, x, codes, compute),
         CpuKind::Scaled { activation, global } => {
             let (activation, global) = (*activation, *global);
             match compute {
@@ -207,6 +205,43 @@ pub(crate) fn operand(device: &Emulated, x: &CpuOperand, compute: Compute) -> Cu
         upload_floats(device, &x.values()).expect("an upload")
     };
     CudaOperand { rows, k, kind, values }
+}
+
+/// Codes as [`prepare`](crate::cuda::quantize::prepare) leaves them.
+fn coded(
+    device: &Emulated,
+    x: &CpuOperand,
+    codes: &CodeScales,
+    compute: Compute,
+) -> CudaOperand<EmulatedMemory> {
+    let (rows, k) = (x.rows(), x.strips.k);
+    let integers = matches!(codes.activation.code, Code::Int { .. });
+    // Words of the CPU may be shifted further than by the zero point.
+    let shift = if x.strips.unit == Unit::Quad { 128.0 } else { 0.0 };
+    let zeros: Vec<f32> = codes.offsets.iter().map(|offset| offset - shift).collect();
+    let mut bytes = Vec::new();
+    for row in x.strips.values().chunks_exact(k) {
+        let mut padded = vec![0; k.next_multiple_of(64) * if integers { 1 } else { 2 }];
+        for (k, word) in row.iter().enumerate() {
+            if integers {
+                padded[slot(k)] = ((word - shift) as i8).cast_unsigned();
+            } else {
+                padded[2 * k..2 * k + 2].copy_from_slice(&half::f16::from_f32(*word).to_le_bytes());
+            }
+        }
+        bytes.extend(padded);
+    }
+    let scales = upload_floats(device, &codes.scales).expect("an upload");
+    let shifted = zeros.iter().any(|zero| *zero != 0.0);
+    let offsets = shifted.then(|| upload_floats(device, &zeros).expect("an upload"));
+    let (activation, segment) = (codes.activation, codes.segment);
+    let kind = OperandKind::Codes { activation, segment, scales, offsets, compute };
+    CudaOperand { rows, k, kind, values: device.upload(&bytes).expect("an upload") }
+}
+
+/// Where the integer of `k` lies in its row: of sixteen, 0 8 1 9 2 10 3 11 and so on.
+pub(crate) fn slot(k: usize) -> usize {
+    k / 16 * 16 + k % 8 * 2 + k % 16 / 8
 }
 
 fn upload_bf16(device: &Emulated, values: &[f32], k: usize) -> EmulatedMemory {

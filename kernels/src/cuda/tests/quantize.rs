@@ -3,10 +3,12 @@
 use std::slice;
 
 use super::*;
+use crate::cpu::product::Unit;
 use crate::cpu::quantize::OperandKind as CpuKind;
 use crate::cpu::{self, CpuBuffer, Isa};
 use crate::cuda::buffer::download_floats;
 use crate::cuda::emulated::{Emulated, EmulatedMemory, Schedule};
+use crate::cuda::matrix::packed::slot;
 
 use crate::cuda::elementwise::samples::{devices, numbers, same_bits, upload};
 
@@ -65,23 +67,31 @@ fn schemes(width: usize) -> Vec<Activation> {
     all
 }
 
-/// Operands of a device as f32, and what lies behind the end of each row.
-fn operands_of(
-    device: &Emulated,
-    operand: &CudaOperand<EmulatedMemory>,
-    compute: Compute,
-) -> (Vec<f32>, Vec<f32>) {
-    let stride = stride(operand.k, compute);
-    let values = match operand.kind {
+/// Operands of a device as f32, integers with their zero points, and what lies behind the end of each row.
+fn operands_of(device: &Emulated, operand: &CudaOperand<EmulatedMemory>) -> (Vec<f32>, Vec<f32>) {
+    let padded = operand.k.next_multiple_of(PADDED);
+    let download = |elements: usize, width: usize| {
+        let mut bytes = vec![0; operand.rows * elements * width];
+        device.download(&operand.values, 0, &mut bytes).expect("a download");
+        bytes
+    };
+    let halves = |number: fn([u8; 2]) -> f32| -> Vec<f32> {
+        download(padded, 2).chunks_exact(2).map(|b| number([b[0], b[1]])).collect()
+    };
+    let values = match &operand.kind {
         OperandKind::Bf16 | OperandKind::ScaledBf16 { .. } => {
-            let mut bytes = vec![0; operand.rows * stride * 2];
-            device.download(&operand.values, 0, &mut bytes).expect("a download");
-            let number = |b: &[u8]| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16);
-            bytes.chunks_exact(2).map(number).collect()
+            halves(|b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))
         }
-        OperandKind::F32 | OperandKind::ScaledF32 { .. } | OperandKind::Codes { .. } => {
+        OperandKind::F32 | OperandKind::ScaledF32 { .. } => {
             download_floats(device, &operand.values, operand.rows * operand.k).expect("a download")
         }
+        OperandKind::Codes { activation, .. } if matches!(activation.code, Code::Int { .. }) => {
+            let in_order = |row: &[u8]| -> Vec<f32> {
+                (0..padded).map(|k| f32::from(row[slot(k)].cast_signed())).collect()
+            };
+            download(padded, 1).chunks_exact(padded).flat_map(in_order).collect()
+        }
+        OperandKind::Codes { .. } => halves(|b| half::f16::from_le_bytes(b).to_f32()),
     };
     let row = values.len() / operand.rows;
     let rows = values.chunks_exact(row);
@@ -101,7 +111,7 @@ fn check(device: &Emulated, x: &CpuBuffer, treatment: &Treatment, compute: Compu
     let expected = cpu::quantize::prepare(Isa::detect(), x, treatment, compute, &windows());
     let found = prepare(device, &upload(device, x.width, &x.values), treatment, compute, &windows())
         .expect("operands");
-    let (values, padding) = operands_of(device, &found, compute);
+    let (values, padding) = operands_of(device, &found);
     assert!(padding.iter().all(|value| value.to_bits() == 0), "{what}: padding");
     let values: Vec<f32> = match found.kind {
         // Codes times scales are bf16 numbers, but for subnormal ones.
@@ -110,28 +120,36 @@ fn check(device: &Emulated, x: &CpuBuffer, treatment: &Treatment, compute: Compu
             values
         }
     };
-    // Integers of the CPU know no NaN; the scale of their run is one. Codes far from their zero points are apart from
-    // them, where one f32 would round.
-    let lost = |at: usize| match &expected.kind {
+    // Words of the CPU may be shifted further than by the zero point.
+    let shift = if expected.strips.unit == Unit::Quad { 128.0 } else { 0.0 };
+    let wanted: Vec<f32> = match &expected.kind {
         CpuKind::Codes(codes) => {
-            let run = at / codes.segment;
-            codes.scales[run].is_nan() && values[at].is_nan()
-                || codes.offsets.get(run).is_some_and(|offset| offset.abs() > 8_388_000.0)
+            // No integer stands for NaN: a word of 0 does, and the run's scale is one.
+            let lost = |at: usize, word: f32| word == 0.0 && codes.scales[at / codes.segment].is_nan();
+            let code = |(at, word)| if lost(at, word) { values[at] } else { word - shift };
+            expected.strips.values().into_iter().enumerate().map(code).collect()
         }
-        CpuKind::Values | CpuKind::Scaled { .. } => false,
+        CpuKind::Values | CpuKind::Scaled { .. } => expected.values(),
     };
-    let known = |(at, value): (usize, f32)| if lost(at) { values[at] } else { value };
-    let wanted: Vec<f32> = expected.values().into_iter().enumerate().map(known).collect();
     same_bits(&values, &wanted, &what);
     match (&found.kind, &expected.kind) {
         (OperandKind::Bf16, CpuKind::Values) => assert_eq!(compute, Compute::Bf16),
         (OperandKind::F32, CpuKind::Values) => assert_eq!(compute, Compute::F32),
-        (OperandKind::Codes { activation, segment, scales }, CpuKind::Codes(expected)) => {
+        (OperandKind::Codes { activation, segment, scales, offsets, .. }, CpuKind::Codes(expected)) => {
             assert_eq!((*activation, *segment), (expected.activation, expected.segment), "{what}");
             let scales = download_floats(device, scales, expected.scales.len()).expect("scales");
-            let known = |(at, scale): (usize, &f32)| if scale.is_nan() { scales[at] } else { *scale };
-            let expected: Vec<f32> = expected.scales.iter().enumerate().map(known).collect();
-            same_bits(&scales, &expected, &format!("scales of {what}"));
+            same_bits(&scales, &expected.scales, &format!("scales of {what}"));
+            let count = expected.offsets.len();
+            let zeros = match offsets {
+                Some(offsets) => download_floats(device, offsets, count).expect("zero points"),
+                None => vec![0.0; count],
+            };
+            for (zero, offset) in zeros.iter().zip(&expected.offsets) {
+                // Further out the CPU's shift is rounded.
+                let same =
+                    zero + shift == *offset || zero.abs() > 8_388_000.0 || zero.is_nan() && offset.is_nan();
+                assert!(same, "{what}: zero point {zero} for {offset} less {shift}");
+            }
         }
         (
             OperandKind::ScaledBf16 { activation, global } | OperandKind::ScaledF32 { activation, global },
@@ -187,7 +205,7 @@ fn every_bf16_number_and_its_neighbours_are_rounded_as_on_the_cpu() {
             Compute::Bf16,
             slice::from_ref(&window),
         );
-        let (found, _) = operands_of(&device, &plain.expect("operands"), Compute::Bf16);
+        let (found, _) = operands_of(&device, &plain.expect("operands"));
         let expected: Vec<f32> = x.values.iter().map(|x| cpu::math::round_bf16(*x)).collect();
         same_bits(&found, &expected, "bf16");
     }
