@@ -83,6 +83,18 @@ DEV void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+// The same with f16 operands.
+DEV void mma_f16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// d[16x8] += a[16x32] * b[32x8], signed bytes, sums in 32 bits that wrap.
+DEV void mma_s8(i32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
 
 // Two bf16 numbers in a register, each half by itself, rounded once; subnormal numbers are kept. A fused multiply-add,
 // which is all that sm_80 has: with -0 added to a product, and times -1 for a difference, it is just that.
@@ -123,6 +135,8 @@ DEV double fused(double a, double b, double c) { return __fma_rn(a, b, c); }
 DEV float root(float x) { return __fsqrt_rn(x); }
 DEV float nearest(float x) { return rintf(x); }
 DEV float magnitude(float x) { return fabsf(x); }
+// Four of the eight bytes of `low` and `high`: hexadecimal digit i of `places` says which is byte i.
+DEV u32 select_bytes(u32 low, u32 high, u32 places) { return __byte_perm(low, high, places); }
 
 DEV u32 bits_of(float x) { return __float_as_uint(x); }
 DEV float float_of(u32 bits) { return __uint_as_float(bits); }
@@ -145,6 +159,12 @@ DEV u16 f32_to_f16(float value) {
     u16 bits;
     asm("cvt.rn.f16.f32 %0, %1;\n" : "=h"(bits) : "f"(value));
     return bits;
+}
+// The same for two numbers, `low` in the low half.
+DEV u32 pack_f16(float low, float high) {
+    u32 packed;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;\n" : "=r"(packed) : "f"(high), "f"(low));
+    return packed;
 }
 
 #else

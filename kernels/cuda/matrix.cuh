@@ -85,14 +85,19 @@ DEV float e8m0_to_f32(u32 code) {
     return float_of(code == 0 ? 0x00400000u : code << 23);
 }
 
-// What codes are multiplied with. Scales of 16 and 32 bits first: those of 8 are looked up where speed counts.
+// A scale as it is stored. Those of 16 and 32 bits first: those of 8 are looked up where speed counts.
+DEV float undivided_scale(const Matrix& m, u32 stored) {
+    if (m.scale_type == SCALE_BF16) return bf16_to_f32((u16)stored);
+    if (m.scale_type == SCALE_F16) return f16_to_f32((u16)stored);
+    if (m.scale_type == SCALE_F32) return float_of(stored);
+    if (m.scale_type == SCALE_E4M3) return e4m3_to_f32(stored);
+    if (m.scale_type == SCALE_E8M0) return e8m0_to_f32(stored);
+    return 1.0f;
+}
+
+// What codes are multiplied with.
 DEV float scale_value(const Matrix& m, u32 stored) {
-    float scale = 1.0f;
-    if (m.scale_type == SCALE_BF16) scale = bf16_to_f32((u16)stored);
-    else if (m.scale_type == SCALE_F16) scale = f16_to_f32((u16)stored);
-    else if (m.scale_type == SCALE_F32) scale = float_of(stored);
-    else if (m.scale_type == SCALE_E4M3) scale = e4m3_to_f32(stored);
-    else if (m.scale_type == SCALE_E8M0) scale = e8m0_to_f32(stored);
+    float scale = undivided_scale(m, stored);
     return m.global == 1.0f ? scale : scale / m.global;
 }
 

@@ -13,6 +13,7 @@
 #include "../head.cu"
 #include "../head_hopper.cu"
 #include "../linear_bf16.cu"
+#include "../linear_codes.cu"
 #include "../linear_f32.cu"
 #include "../linear_hopper.cu"
 #include "../norm.cu"

@@ -301,36 +301,68 @@ template <int PENDING> DEV void copy_wait() {
 DEV void load_matrices(u32 (&to)[4], u32 address) { simt::load_matrices<false>(to, address); }
 DEV void load_matrices_transposed(u32 (&to)[4], u32 address) { simt::load_matrices<true>(to, address); }
 
-DEV void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    u32 me = simt::state.current % WARP;
-    simt::Warp& warp = simt::state.warps[simt::state.current / WARP];
+namespace simt {
+
+DEV float f16(u32 bits) {
+    u16 low = (u16)bits;
+    _Float16 half;
+    memcpy(&half, &low, 2);
+    return (float)half;
+}
+
+// d[16x8] += a[16xK] * b[Kx8] of a warp, elements of 32 / PER bits: register r of a lane's A has row
+// lane / 4 + 8 (r & 1) and k PER (lane % 4).. + 4 PER (r >> 1), register r of its B column lane / 4 and the same k.
+template <u32 PER, class Sum, class Element>
+DEV void multiply(Sum (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, Element element) {
+    constexpr u32 K = 8 * PER;
+    u32 me = state.current % WARP;
+    Warp& warp = state.warps[state.current / WARP];
     memcpy(warp.in[me], a, 16);
     warp.in[me][4] = b0;
     warp.in[me][5] = b1;
     memcpy(warp.sums[me], d, 16);
-    simt::meet([](simt::Warp& w) {
-        float left[16][16], right[16][8];
+    meet([element](Warp& w) {
+        Sum left[16][K], right[K][8];
         for (u32 l = 0; l < WARP; l++) {
-            u32 g = l / 4, t = l % 4;
-            for (u32 half = 0; half < 2; half++) {
+            u32 g = l / 4, k = PER * (l % 4);
+            for (u32 i = 0; i < PER; i++) {
                 for (u32 r = 0; r < 4; r++)
-                    left[g + 8 * (r & 1)][2 * t + half + 8 * (r >> 1)] = simt::bf16(w.in[l][r] >> (16 * half));
-                for (u32 r = 0; r < 2; r++)
-                    right[2 * t + half + 8 * r][g] = simt::bf16(w.in[l][4 + r] >> (16 * half));
+                    left[g + 8 * (r & 1)][k + i + 4 * PER * (r >> 1)] = element(w.in[l][r] >> (32 / PER * i));
+                for (u32 r = 0; r < 2; r++) right[k + i + 4 * PER * r][g] = element(w.in[l][4 + r] >> (32 / PER * i));
             }
         }
-        float sums[16][8];
+        Sum sums[16][8];
         for (u32 i = 0; i < 16; i++) {
-            float row[8] = {0};
-            for (u32 k = 0; k < 16; k++)
+            Sum row[8] = {0};
+            for (u32 k = 0; k < K; k++)
                 for (u32 j = 0; j < 8; j++) row[j] += left[i][k] * right[k][j];
             memcpy(sums[i], row, sizeof row);
         }
-        for (u32 l = 0; l < WARP; l++)
-            for (u32 r = 0; r < 4; r++) w.sums[l][r] += sums[l / 4 + 8 * (r >> 1)][2 * (l % 4) + (r & 1)];
+        for (u32 l = 0; l < WARP; l++) {
+            Sum old[4];
+            memcpy(old, w.sums[l], 16);
+            for (u32 r = 0; r < 4; r++) old[r] += sums[l / 4 + 8 * (r >> 1)][2 * (l % 4) + (r & 1)];
+            memcpy(w.sums[l], old, 16);
+        }
     });
     // A lane reads only its own place: no second meeting.
     memcpy(d, warp.sums[me], 16);
+}
+
+}  // namespace simt
+
+DEV void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    simt::multiply<2>(d, a, b0, b1, [](u32 bits) { return simt::bf16(bits); });
+}
+DEV void mma_f16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    simt::multiply<2>(d, a, b0, b1, [](u32 bits) { return simt::f16(bits); });
+}
+DEV void mma_s8(i32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    // Unsigned sums wrap.
+    u32 sums[4];
+    memcpy(sums, d, 16);
+    simt::multiply<4>(sums, a, b0, b1, [](u32 bits) { return (u32)(i32)(signed char)bits; });
+    memcpy(d, sums, 16);
 }
 
 DEV float shuffle_xor(float value, u32 mask) { return simt::exchange(value, lane() ^ mask); }
@@ -356,6 +388,13 @@ DEV double fused(double a, double b, double c) { return __builtin_fma(a, b, c); 
 DEV float root(float x) { return std::sqrt(x); }
 DEV float nearest(float x) { return std::nearbyintf(x); }
 DEV float magnitude(float x) { return std::fabs(x); }
+
+DEV u32 select_bytes(u32 low, u32 high, u32 places) {
+    u64 bytes = (u64)high << 32 | low;
+    u32 selected = 0;
+    for (u32 i = 0; i < 4; i++) selected |= (u32)(bytes >> (8 * (places >> (4 * i) & 7)) & 255) << (8 * i);
+    return selected;
+}
 
 DEV u32 bits_of(float x) { u32 bits; memcpy(&bits, &x, 4); return bits; }
 DEV float float_of(u32 bits) { float x; memcpy(&x, &bits, 4); return x; }
@@ -389,3 +428,4 @@ DEV u32 pick_bytes(u32 low, u32 high, u32 selector) {
 DEV u32 pack_bf16(float low, float high) { return simt::round_bf16(low) | simt::round_bf16(high) << 16; }
 DEV float f16_to_f32(u16 bits) { _Float16 half; memcpy(&half, &bits, 2); return (float)half; }
 DEV u16 f32_to_f16(float value) { _Float16 half = (_Float16)value; u16 bits; memcpy(&bits, &half, 2); return bits; }
+DEV u32 pack_f16(float low, float high) { return (u32)f32_to_f16(low) | (u32)f32_to_f16(high) << 16; }

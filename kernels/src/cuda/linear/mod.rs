@@ -1,5 +1,6 @@
 //! `x * W^T` on packed weights: which arithmetic an operand asks for, and which kernels do it.
 
+mod codes;
 mod dense;
 pub(crate) mod format;
 mod fused;
@@ -233,6 +234,9 @@ pub(crate) fn product<D: Device>(
     let device = cuda.device();
     if rows.is_empty() || tokens.is_empty() {
         return check(x.kind(), weight);
+    }
+    if let Some(product) = codes::takes(x.kind(), weight)? {
+        return codes::product(device, x, tokens, weight, rows, &product, y);
     }
     let Some(product) = fused_product(x.kind(), weight, rows.clone(), y)? else {
         return ordered::product(device, x, tokens, weight, rows, y);

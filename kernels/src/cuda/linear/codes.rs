@@ -1,0 +1,191 @@
+//! Products of codes on tensor cores: `kernels/cuda/linear_codes.cu`. Integers have the CPU backend's bits; sums of fp8
+//! are made there in bf16 compute only, in an order of their own. Segments that are no whole steps are left to
+//! [`ordered`](super::ordered).
+#![expect(unsafe_code, reason = "arguments of kernels")]
+
+use std::ops::Range;
+
+use bytemuck::NoUninit;
+use ctq_container::TILE;
+
+use crate::cuda::buffer::OperandKind;
+use crate::cuda::device::{Address, Arguments, Device, Queue};
+use crate::cuda::linear::{Input, Output};
+use crate::cuda::matrix::{CodeClass, CudaMatrix, MatrixArgs, Worth};
+use crate::exact_product::Sums;
+use crate::{Compute, KernelError};
+
+/// Rows and tokens that one block covers: `CODES_ROWS`, `CODES_TOKENS`.
+const ROWS: usize = 128;
+const TOKENS: usize = 128;
+/// Sums that one block of `sum_codes` makes.
+const SUMS: usize = 8;
+
+/// `CodesArgs`.
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct CodesArgs {
+    matrix: MatrixArgs,
+    x: Address,
+    scales: Address,
+    offsets: Address,
+    input_sums: Address,
+    y: Address,
+    m: u32,
+    y_stride: u32,
+    step: u32,
+    segment: u32,
+}
+
+// SAFETY: as the structure of that name in linear_codes.cu.
+unsafe impl Arguments for CodesArgs {}
+
+/// `CodeSumArgs`.
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct CodeSumArgs {
+    x: Address,
+    sums: Address,
+    m: u32,
+    row_bytes: u32,
+    step: u32,
+    segments: u32,
+}
+
+// SAFETY: as the structure of that name in linear_codes.cu.
+unsafe impl Arguments for CodeSumArgs {}
+
+/// Kernels that make the sums: `Arithmetic`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Arithmetic {
+    Integers,
+    ShiftedIntegers,
+    Halves,
+}
+
+impl Arithmetic {
+    /// k of one instruction.
+    fn k(self) -> usize {
+        match self {
+            Arithmetic::Integers | Arithmetic::ShiftedIntegers => 32,
+            Arithmetic::Halves => 16,
+        }
+    }
+
+    /// `None` where no scheme has such weights.
+    fn kernel(self, class: CodeClass) -> Option<&'static str> {
+        match (self, class) {
+            (Arithmetic::Integers, CodeClass::Int4) => Some("codes_int4"),
+            (Arithmetic::Integers, CodeClass::Int8) => Some("codes_int8"),
+            (Arithmetic::ShiftedIntegers, CodeClass::Int4) => Some("codes_int4_shifted"),
+            (Arithmetic::ShiftedIntegers, CodeClass::Int8) => Some("codes_int8_shifted"),
+            (Arithmetic::Halves, CodeClass::Int4) => Some("codes_half_int4"),
+            (Arithmetic::Halves, CodeClass::Int8) => Some("codes_half_int8"),
+            (Arithmetic::Halves, CodeClass::E4m3) => Some("codes_half_e4m3"),
+            (
+                Arithmetic::Integers | Arithmetic::ShiftedIntegers,
+                CodeClass::E4m3 | CodeClass::E2m1 | CodeClass::Bf16 | CodeClass::F16 | CodeClass::F32,
+            )
+            | (Arithmetic::Halves, CodeClass::E2m1 | CodeClass::Bf16 | CodeClass::F16 | CodeClass::F32) => {
+                None
+            }
+        }
+    }
+}
+
+/// A product of codes that tensor cores take.
+pub(super) struct CodesProduct<'a, M> {
+    kernel: &'static str,
+    /// k of one segment.
+    step: usize,
+    /// k that share an activation scale.
+    segment: usize,
+    scales: &'a M,
+    offsets: Option<&'a M>,
+}
+
+/// How `weight` is multiplied with an operand of this kind; `None` where that is not for tensor cores. Decided by
+/// the kind and the whole matrix alone, never by rows or tokens.
+///
+/// # Errors
+/// Where the product is not defined.
+pub(super) fn takes<'a, M>(
+    kind: &'a OperandKind<M>,
+    weight: &CudaMatrix<M>,
+) -> Result<Option<CodesProduct<'a, M>>, KernelError> {
+    let OperandKind::Codes { activation, segment, scales, offsets, compute } = kind else { return Ok(None) };
+    let product = weight.weights().codes(*activation, *segment)?;
+    let arithmetic = match (product.sums, compute) {
+        (Sums::Integers, _) if offsets.is_some() || weight.zeros.is_some() => Arithmetic::ShiftedIntegers,
+        (Sums::Integers, _) => Arithmetic::Integers,
+        (Sums::Floats, Compute::Bf16) => Arithmetic::Halves,
+        (Sums::Floats, Compute::F32) => return Ok(None),
+    };
+    let whole = product.step >= weight.k || product.step.is_multiple_of(arithmetic.k());
+    Ok(arithmetic.kernel(weight.class()).filter(|_| whole).map(|kernel| CodesProduct {
+        kernel,
+        step: product.step,
+        segment: *segment,
+        scales,
+        offsets: offsets.as_ref(),
+    }))
+}
+
+/// Rows `rows` of `weight` for `tokens` of an operand of codes.
+pub(super) fn product<D: Device>(
+    device: &D,
+    x: &Input<'_, D::Memory>,
+    tokens: Range<usize>,
+    weight: &CudaMatrix<D::Memory>,
+    rows: Range<usize>,
+    product: &CodesProduct<'_, D::Memory>,
+    y: Output,
+) -> Result<(), KernelError> {
+    let (m, k) = (tokens.len(), weight.k);
+    let values = x.values::<D>(tokens.start);
+    let input_sums = match &weight.zeros {
+        Some(_) if product.kernel.ends_with("shifted") => {
+            Some(input_sums(device, values, m, k, product.step)?)
+        }
+        Some(_) | None => None,
+    };
+    let of_tokens = |memory: &D::Memory| D::address(memory).offset(tokens.start * (k / product.segment) * 4);
+    let matrix = weight.args::<D>(rows, Worth::Scaled);
+    let args = CodesArgs {
+        matrix,
+        x: values,
+        scales: of_tokens(product.scales),
+        offsets: product.offsets.map_or(Address::NULL, of_tokens),
+        input_sums: input_sums.as_ref().map_or(Address::NULL, D::address),
+        y: y.address,
+        m: m as u32,
+        y_stride: y.stride as u32,
+        step: product.step as u32,
+        segment: product.segment as u32,
+    };
+    let blocks = [(matrix.row_tiles as usize * TILE).div_ceil(ROWS), m.div_ceil(TOKENS), 1];
+    device.launch(Queue::Compute, product.kernel, blocks, &args)
+}
+
+/// Sums of the integers of each segment: i32 [m, segments].
+fn input_sums<D: Device>(
+    device: &D,
+    x: Address,
+    m: usize,
+    k: usize,
+    step: usize,
+) -> Result<D::Memory, KernelError> {
+    let (row_bytes, segments) = (k.next_multiple_of(TILE), k.div_ceil(step));
+    let sums = device.allocate(m * segments * 4)?;
+    let args = CodeSumArgs {
+        x,
+        sums: D::address(&sums),
+        m: m as u32,
+        row_bytes: row_bytes as u32,
+        // One segment is all of the row, whose end is zeros.
+        step: if segments == 1 { row_bytes } else { step } as u32,
+        segments: segments as u32,
+    };
+    device.launch(Queue::Compute, "sum_codes", [(m * segments).div_ceil(SUMS), 1, 1], &args)?;
+    Ok(sums)
+}
