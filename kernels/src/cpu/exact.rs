@@ -19,7 +19,7 @@ use crate::cpu::quantize::CodeScales;
 use crate::cpu::row_tiles::{SUMS, Task, TaskOut, Workspace, panels, sums, tiles};
 use crate::cpu::weights::{Decode, HALVES, RowTile};
 use crate::cpu::{CpuBuffer, Isa};
-use crate::exact_product::{CodeProduct, Weights};
+use crate::exact_product::{CodeProduct, Sums, Weights};
 
 /// Codes times their local scales on both sides; the sums are divided by both global scales.
 pub(crate) fn scaled(
@@ -50,8 +50,11 @@ pub(crate) fn codes(
     weight: &CpuMatrix,
     rows: Range<usize>,
 ) -> Result<CpuBuffer, KernelError> {
-    let CodeProduct { step, .. } = weights(weight).codes(scales.activation, scales.segment)?;
-    let input_sums = if weight.tiled.zeros.is_some() { x.sums(step) } else { Vec::new() };
+    let CodeProduct { step, sums: kind } = weights(weight).codes(scales.activation, scales.segment)?;
+    let input_sums = match kind {
+        Sums::Integers if weight.tiled.zeros.is_some() => x.sums(step),
+        Sums::Integers | Sums::Floats => Vec::new(),
+    };
     let segments = Segments { isa, x, scales, weight, step, input_sums };
     Ok(tiles(x.rows, rows, |task, workspace| segments.run(task, workspace)))
 }
@@ -92,7 +95,8 @@ struct Columns {
 impl Segments<'_> {
     fn run(&self, mut task: Task<'_>, workspace: &mut Workspace) {
         let (unit, k) = (self.x.unit, self.x.k);
-        let tile = RowTile::new(self.isa, self.weight, task.tile, Decode::Codes);
+        let decode = if self.floats() { Decode::Codes } else { Decode::Integers };
+        let tile = RowTile::new(self.isa, self.weight, task.tile, decode);
         let mut columns = self.columns(task.tile);
         let strips = task.inputs.len().div_ceil(STRIP);
         for run in panels(unit, k) {

@@ -27,8 +27,10 @@ use crate::cpu::product::{Unit, pack_rows};
 pub(crate) enum Decode {
     /// The decompressed weight.
     Operand,
-    /// The code of an integer; of others `code - zero`. No scale.
+    /// `code - zero`, no scale.
     Codes,
+    /// The code of an integer: its zero point is taken from the sums.
+    Integers,
     /// `code * scale` without the global scale and without rounding: exact for fp4 codes.
     Scaled,
 }
@@ -52,13 +54,12 @@ impl<'a> RowTile<'a> {
         let scales = match decode {
             Decode::Operand => matrix.row_scales(row_tile, ScaleUse::Operand),
             Decode::Scaled => matrix.row_scales(row_tile, ScaleUse::Stored),
-            Decode::Codes => Vec::new(),
+            Decode::Codes | Decode::Integers => Vec::new(),
         };
         let worth = Worth::of(matrix.tiled.code);
-        let zeros = match (decode, matrix.tiled.code) {
-            // Zero points of integers are taken from the sums.
-            (Decode::Codes, Code::Int { .. }) => Vec::new(),
-            (Decode::Operand | Decode::Scaled | Decode::Codes, _) => matrix.row_zeros(row_tile),
+        let zeros = match decode {
+            Decode::Integers => Vec::new(),
+            Decode::Operand | Decode::Scaled | Decode::Codes => matrix.row_zeros(row_tile),
         };
         RowTile { isa, matrix, row_tile, decode, worth, scales, zeros }
     }
@@ -132,7 +133,7 @@ impl<'a> RowTile<'a> {
             zeros: &self.zeros,
             rounding: match self.decode {
                 Decode::Operand => self.matrix.rounding().filter(|dtype| Some(*dtype) != follows),
-                Decode::Codes | Decode::Scaled => None,
+                Decode::Codes | Decode::Integers | Decode::Scaled => None,
             },
         };
         values::values(self.isa, &coded, &mut scratch.values);
