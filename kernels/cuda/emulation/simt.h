@@ -312,8 +312,8 @@ DEV float f16(u32 bits) {
 
 // d[16x8] += a[16xK] * b[Kx8] of a warp, elements of 32 / PER bits: register r of a lane's A has row
 // lane / 4 + 8 (r & 1) and k PER (lane % 4).. + 4 PER (r >> 1), register r of its B column lane / 4 and the same k.
-template <u32 PER, class Sum, class Element>
-DEV void multiply(Sum (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, Element element) {
+template <u32 PER, class Sum, class Decode>
+DEV void multiply(Sum (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, Decode element) {
     constexpr u32 K = 8 * PER;
     u32 me = state.current % WARP;
     Warp& warp = state.warps[state.current / WARP];

@@ -63,6 +63,11 @@ impl Kind {
         *KINDS.iter().find(|kind| kind.name == name).expect("a kind of the list")
     }
 
+    /// Whether codes are integers.
+    pub(super) fn is_integer(self) -> bool {
+        matches!(self.activation.code, Code::Int { .. })
+    }
+
     /// With stored scales where it has any: one, or one for each of `heads`.
     pub(super) fn quantizer(self, heads: usize) -> Quantizer {
         let scales = match (self.activation.scale, self.activation.sharing) {

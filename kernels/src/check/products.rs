@@ -37,7 +37,7 @@ pub(super) fn cases<S: Backend, E: Backend>(findings: &mut Findings<'_, S, E>, s
     }
     // k that groups of activations and of weights both divide.
     let (m, n, k) = match size {
-        Size::Small => (37, 90, 256),
+        Size::Small => (70, 90, 384),
         Size::Large => (520, 1100, 4096),
     };
     for (scheme, kind) in EXACT {
@@ -45,6 +45,16 @@ pub(super) fn cases<S: Backend, E: Backend>(findings: &mut Findings<'_, S, E>, s
             let (scheme, kind) = (Scheme::named(scheme), Kind::named(kind));
             linear(findings, Linear::new(scheme, Acts::Exact(kind), compute, (m, n, k)));
         }
+    }
+    // The last tile is not full: what lies behind k must not count.
+    for (scheme, kind) in [
+        ("int8 channel", "int8 token asymmetric"),
+        ("int8 tensor asymmetric", "int8 token"),
+        ("int8 tensor asymmetric", "int8 tensor static asymmetric"),
+        ("fp8 channel", "fp8 token"),
+    ] {
+        let (scheme, kind) = (Scheme::named(scheme), Kind::named(kind));
+        findings.hold(&Linear::new(scheme, Acts::Exact(kind), Compute::Bf16, (9, n, k - 20)));
     }
     let library = Acts::Library(Kind::named("fp8 token"));
     linear(findings, Linear::new(Scheme::named("fp8 channel"), library, Compute::Bf16, (m, n, k)));
@@ -150,6 +160,8 @@ impl Case for Linear {
     fn bound(&self) -> Bound {
         match (self.compute, self.acts) {
             (Compute::F32, _) => Bound::Bits,
+            // Sums of integers are exact.
+            (Compute::Bf16, Acts::Exact(kind)) if kind.is_integer() => Bound::Bits,
             (Compute::Bf16, _) => BF16,
         }
     }

@@ -115,6 +115,7 @@ fn exact_pairs() -> Vec<(Scheme, Treatment)> {
             pairs.push((scheme, exact(Code::E4m3, true, sharing, DYNAMIC)));
         }
         pairs.push((integer(4, group(32)), exact(Code::E4m3, true, sharing, DYNAMIC)));
+        pairs.push((integer(8, group(32)).with_zeros(), exact(Code::E4m3, true, sharing, DYNAMIC)));
     }
     pairs.push((integer(4, group(32)).permuted(), exact(INT8, true, TOKEN, DYNAMIC)));
     // Runs of odd length: pairs of k begin anew in each and straddle tiles.
@@ -141,6 +142,51 @@ fn products_of_codes_have_the_bits_of_the_cpu() {
             let found = on_the_device(&devices[seed % 4], &x, &matrix, rows, Compute::F32);
             same_bits(&found, &expected, &format!("{scheme:?} with {treatment:?}"));
         }
+    }
+}
+
+/// Blocks, warps and stages that are full and that are not, on tensor cores.
+#[test]
+fn products_of_codes_over_many_tiles_have_the_bits_of_the_cpu() {
+    let groups = |size| ActivationSharing::Group { size };
+    let integers = [
+        (integer_f32(8, Sharing::Channel), exact(INT8, true, TOKEN, DYNAMIC)),
+        (integer_f32(6, Sharing::Channel).with_zeros(), exact(INT8, false, TOKEN, DYNAMIC)),
+        (integer(4, group(96)), exact(INT8, true, groups(32), DYNAMIC)),
+        (integer(3, group(128)).with_zeros().permuted(), exact(INT8, false, TOKEN, DYNAMIC)),
+    ];
+    for device in devices() {
+        let cuda = Cuda::new(device);
+        for (seed, (scheme, treatment)) in integers.iter().enumerate() {
+            let (n, k) = (150, 480);
+            let matrix = tiled(n, k, *scheme, seed as u64);
+            let x = treated(133, k, treatment, Compute::Bf16);
+            let rows = 16..n;
+            let expected = on_the_cpu(&x, &matrix, rows.clone());
+            let found = on_the_device(&cuda, &x, &matrix, rows, Compute::Bf16);
+            same_bits(&found, &expected, &format!("{scheme:?} with {treatment:?}"));
+        }
+    }
+}
+
+#[test]
+fn fp8_codes_on_tensor_cores_are_the_products_of_the_cpu() {
+    let block = Sharing::Block { rows: 40, columns: 32 };
+    let fp8 = |sharing| exact(Code::E4m3, true, sharing, DYNAMIC);
+    let pairs = [
+        (affine(Code::E4m3, DType::F32, Sharing::Channel), fp8(TOKEN)),
+        (affine(Code::E4m3, DType::F32, block), fp8(ActivationSharing::Group { size: 96 })),
+        (integer(4, group(32)).with_zeros(), fp8(TOKEN)),
+        (integer(8, group(16)).with_zeros().permuted(), fp8(ActivationSharing::Tensor)),
+    ];
+    for (index, schedule) in Schedule::ALL.into_iter().cycle().take(12).enumerate() {
+        let (device, (scheme, treatment)) = (Emulated::new(schedule), &pairs[index % pairs.len()]);
+        let (n, k) = (150, 480);
+        let matrix = tiled(n, k, *scheme, index as u64);
+        let x = treated(70, k, treatment, Compute::Bf16);
+        let expected: Vec<f64> = on_the_cpu(&x, &matrix, 16..n).iter().map(|y| f64::from(*y)).collect();
+        let found = on_the_device(&Cuda::new(device), &x, &matrix, 16..n, Compute::Bf16);
+        check_close(&found, &expected, &format!("{scheme:?} with {treatment:?}"));
     }
 }
 
