@@ -94,6 +94,11 @@ template <u32 COUNT> DEV void wgmma_sums(i32 (&sums)[COUNT]) {
     UNROLL
     for (u32 i = 0; i < COUNT; i++) asm volatile("" : "+r"(sums[i])::"memory");
 }
+// Before the fence: operands in registers. What makes them may not move behind it.
+template <u32 COUNT> DEV void wgmma_operands(u32 (&a)[COUNT][4]) {
+    UNROLL
+    for (u32 i = 0; i < 4 * COUNT; i++) asm volatile("" : "+r"(a[i / 4][i % 4])::"memory");
+}
 
 // Names of registers, 16 at a time, and the variables behind them.
 #define NAMES_0 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"

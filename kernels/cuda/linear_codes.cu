@@ -5,8 +5,7 @@
 // A block makes 128 rows by 128 tokens, a warp 32 by 64. Codes of weights go from the tiles to registers, those of
 // activations through shared memory. Each output is one chain of steps over k: it depends on its row and its token
 // alone. Segments are whole steps, or all of k.
-#include "codes.cuh"
-#include "matrix.cuh"
+#include "code_sums.cuh"
 
 #define CODES_THREADS 256
 #define CODES_ROWS 128
@@ -20,19 +19,6 @@
 #define OUTPUT_STRIDE (CODES_ROWS + 5)
 #define OUTPUT_BYTES (WARP_TOKENS * OUTPUT_STRIDE * 4)
 
-struct CodesArgs {
-    Matrix matrix;            // with its stored scales
-    const u8* x;              // codes [m, k_tiles * 64]: bytes by code_slot(), or f16
-    const float* scales;      // of activations [m, k / segment]
-    const float* offsets;     // zero points of integers, as the scales, or null
-    const i32* input_sums;    // sums of the integers of each segment [m, segments] where weights have zero points
-    float* y;                 // [m, y_stride]
-    u32 m;
-    u32 y_stride;
-    u32 step;                 // k of one segment
-    u32 segment;              // k that share an activation scale
-};
-
 enum Arithmetic : u32 {
     // Both sides are integers without zero points, or with some.
     INTEGERS,
@@ -41,46 +27,46 @@ enum Arithmetic : u32 {
     HALVES
 };
 
-template <u32 ARITHMETIC> struct Kind {
+template <u32 ARITHMETIC> struct CodesKind {
     typedef i32 Sum;
     // k of one instruction, and bytes of an activation: a step takes 32 bytes of a token either way.
     static constexpr u32 STEP = 32, BYTES = 1;
 };
-template <> struct Kind<HALVES> {
+template <> struct CodesKind<HALVES> {
     typedef float Sum;
     static constexpr u32 STEP = 16, BYTES = 2;
 };
 
 // Bytes that a tile of 64 k takes of one token, and of a stage.
-template <u32 ARITHMETIC> struct Stage {
-    static constexpr u32 ROW = MATRIX_TILE * Kind<ARITHMETIC>::BYTES, BYTES = CODES_TOKENS * ROW;
+template <u32 ARITHMETIC> struct CodesStage {
+    static constexpr u32 ROW = MATRIX_TILE * CodesKind<ARITHMETIC>::BYTES, BYTES = CODES_TOKENS * ROW;
     static constexpr u32 SHARED = CODES_STAGES * BYTES > OUTPUT_BYTES ? CODES_STAGES * BYTES : OUTPUT_BYTES;
 };
 
 // Where 16 bytes of a token's row lie in a stage: eight tokens' chunks of one column are on banks of their own.
 template <u32 ARITHMETIC> DEV u32 chunk_place(u32 token, u32 chunk) {
-    u32 turned = Stage<ARITHMETIC>::ROW == 128 ? chunk ^ token % 8 : chunk ^ token / 2 % 4;
-    return token * Stage<ARITHMETIC>::ROW + turned * 16;
+    u32 turned = CodesStage<ARITHMETIC>::ROW == 128 ? chunk ^ token % 8 : chunk ^ token / 2 % 4;
+    return token * CodesStage<ARITHMETIC>::ROW + turned * 16;
 }
 
 // What a thread copies of every tile of 64 k of 128 tokens.
-template <u32 ARITHMETIC> struct Copier {
-    static constexpr u32 CHUNKS = Stage<ARITHMETIC>::ROW / 16, TOKENS = CODES_THREADS / CHUNKS;
+template <u32 ARITHMETIC> struct CodesCopier {
+    static constexpr u32 CHUNKS = CodesStage<ARITHMETIC>::ROW / 16, TOKENS = CODES_THREADS / CHUNKS;
     static constexpr u32 COPIES = CODES_TOKENS / TOKENS;
     const u8* from[COPIES];
     bool there[COPIES];
     u32 to;
 };
 
-template <u32 ARITHMETIC> DEV Copier<ARITHMETIC> copier(const CodesArgs& args, u32 first_token) {
-    typedef Copier<ARITHMETIC> Own;
+template <u32 ARITHMETIC> DEV CodesCopier<ARITHMETIC> codes_copier(const CodesArgs& args, u32 first_token) {
+    typedef CodesCopier<ARITHMETIC> Own;
     u32 own = thread() / Own::CHUNKS, chunk = thread() % Own::CHUNKS;
     Own made;
     UNROLL
     for (u32 i = 0; i < Own::COPIES; i++) {
         u32 token = first_token + own + i * Own::TOKENS;
         made.there[i] = token < args.m;
-        u64 row = (u64)least(token, args.m - 1) * args.matrix.k_tiles * Stage<ARITHMETIC>::ROW;
+        u64 row = (u64)least(token, args.m - 1) * args.matrix.k_tiles * CodesStage<ARITHMETIC>::ROW;
         made.from[i] = args.x + row + chunk * 16;
     }
     made.to = shared_address(shared()) + chunk_place<ARITHMETIC>(own, chunk);
@@ -88,13 +74,13 @@ template <u32 ARITHMETIC> DEV Copier<ARITHMETIC> copier(const CodesArgs& args, u
 }
 
 // Begins to copy a tile; tokens beyond `m` are zero.
-template <u32 ARITHMETIC> DEV void copy_codes(const Copier<ARITHMETIC>& copier, u32 k_tile, u32 k_tiles) {
-    typedef Copier<ARITHMETIC> Own;
+template <u32 ARITHMETIC> DEV void copy_codes(const CodesCopier<ARITHMETIC>& copier, u32 k_tile, u32 k_tiles) {
+    typedef CodesCopier<ARITHMETIC> Own;
     if (k_tile < k_tiles) {
-        u32 to = copier.to + k_tile % CODES_STAGES * Stage<ARITHMETIC>::BYTES;
+        u32 to = copier.to + k_tile % CODES_STAGES * CodesStage<ARITHMETIC>::BYTES;
         UNROLL
         for (u32 i = 0; i < Own::COPIES; i++)
-            copy_async16(to + i * Own::TOKENS * Stage<ARITHMETIC>::ROW, copier.from[i] + (u64)k_tile * Stage<ARITHMETIC>::ROW,
+            copy_async16(to + i * Own::TOKENS * CodesStage<ARITHMETIC>::ROW, copier.from[i] + (u64)k_tile * CodesStage<ARITHMETIC>::ROW,
                          copier.there[i]);
     }
     copy_commit();
@@ -107,20 +93,6 @@ template <u32 CODE> DEV void load_atoms(const u8* codes, u32 (&words)[WARP_ATOMS
         Quad quad = load16(codes + i * WARP * 16);
         u32* to = &words[0][0] + 4 * i;
         to[0] = quad.x, to[1] = quad.y, to[2] = quad.z, to[3] = quad.w;
-    }
-}
-
-// Operand A of one step: bytes in the order of code_slot(). A stored integer is `bias` above its value: with 128 - bias
-// more it is 128 above, without a carry, and the highest bit makes a signed byte of it.
-template <u32 CODE> DEV void integer_operand(const u32 (&words)[CodeBits<CODE>::value], u32 s, u32 bias, u32 (&a)[4]) {
-    constexpr u32 SIZE = CodeBits<CODE>::value;
-    u32 above = (128 - bias) * 0x01010101u;
-    UNROLL
-    for (u32 r = 0; r < 4; r++) {
-        u32 bytes;
-        if (SIZE == 4) bytes = words[(2 * s + r / 2) % SIZE] >> (4 * (r & 1)) & 0x0f0f0f0fu;
-        else bytes = select_bytes(words[(4 * s + r / 2 * 2) % SIZE], words[(4 * s + r / 2 * 2 + 1) % SIZE], r & 1 ? 0x7351 : 0x6240);
-        a[r] = (bytes + above) ^ 0x80808080u;
     }
 }
 
@@ -140,23 +112,13 @@ DEV void half_operand(const Matrix& m, const u32 (&words)[CodeBits<CODE>::value]
     }
 }
 
-// Ones where k, from `first` on in the order of code_slot(), is inside the matrix: times them a row's codes are summed.
-DEV u32 ones(u32 first, u32 k) {
-    if (first + 16 <= k) return 0x01010101u;
-    u32 word = 0;
-    UNROLL
-    for (u32 i = 0; i < 4; i++)
-        if (first + 2 * (lane() % 4) + i / 2 + 8 * (i % 2) < k) word |= 1u << (8 * i);
-    return word;
-}
-
 // Rows of a lane: row a is 16 (a / 2) + 8 (a % 2) behind its first.
 #define LANE_ROWS (2 * WARP_ATOMS)
 DEV u32 lane_row(u32 first, u32 a) { return first + a / 2 * ATOM + a % 2 * 8; }
 
-template <u32 ARITHMETIC> struct Tile {
+template <u32 ARITHMETIC> struct CodesTile {
     // Of the segment under way: [atom][tile of tokens][row of the atom (high bit) and token].
-    typename Kind<ARITHMETIC>::Sum sums[WARP_ATOMS][WARP_TILES][4];
+    typename CodesKind<ARITHMETIC>::Sum sums[WARP_ATOMS][WARP_TILES][4];
     // Sums of the codes of each row, where they are wanted.
     i32 columns[WARP_ATOMS][4];
     float out[WARP_ATOMS][WARP_TILES][4];
@@ -167,29 +129,8 @@ template <u32 ARITHMETIC> struct Tile {
     u32 row;
 };
 
-// What activations of one token have in one segment.
-struct TokenFactors {
-    float scale, offset;
-    u32 sum;
-};
-
-// Zero points up to here leave a difference of two codes below 2^8 in magnitude, and sums in 32 bits.
-#define NEAR_ZERO 128.0f
-
-// sum of (q - o)(w - z) = sum of q w - o sum of w - z (sum of q - o length), rounded once.
-DEV float shift_back(i32 sum, const TokenFactors& token, i32 column, i32 zero, u32 length) {
-    if (magnitude(token.offset) <= NEAR_ZERO) {
-        u32 offset = (u32)(i32)token.offset;
-        u32 inputs = token.sum - offset * length;
-        return (float)(i32)((u32)sum - offset * (u32)column - (u32)zero * inputs);
-    }
-    double offset = (double)token.offset;
-    double inputs = (double)(i32)token.sum - offset * (double)length;
-    return (float)((double)sum - offset * (double)column - (double)zero * inputs);
-}
-
 // Sets out on the segment that begins at `start`.
-template <u32 ARITHMETIC> DEV void begin_segment(const Matrix& m, Tile<ARITHMETIC>& tile, u32 start) {
+template <u32 ARITHMETIC> DEV void begin_segment(const Matrix& m, CodesTile<ARITHMETIC>& tile, u32 start) {
     UNROLL
     for (u32 a = 0; a < WARP_ATOMS; a++) {
         UNROLL
@@ -208,33 +149,13 @@ template <u32 ARITHMETIC> DEV void begin_segment(const Matrix& m, Tile<ARITHMETI
     }
 }
 
-// A segment's place among those of activations.
-struct SegmentPlace {
-    u32 start, length;
-    // Scales of a token, and which of them; segments of a token, and which of them.
-    u32 scales, scale, segments, segment;
-};
-
-template <u32 ARITHMETIC>
-DEV TokenFactors token_factors(const CodesArgs& args, const SegmentPlace& place, u32 token) {
-    // Nobody stores what tokens beyond the last get.
-    token = least(token, args.m - 1);
-    u64 at = (u64)token * place.scales + place.scale;
-    TokenFactors factors{place.scales > 1 ? args.scales[at] : 1.0f, 0.0f, 0};
-    if (ARITHMETIC == SHIFTED_INTEGERS) {
-        if (args.offsets) factors.offset = args.offsets[at];
-        if (args.input_sums) factors.sum = (u32)args.input_sums[(u64)token * place.segments + place.segment];
-    }
-    return factors;
-}
-
-template <u32 ARITHMETIC> DEV float& output(Tile<ARITHMETIC>& tile, u32 a, u32 j) {
+template <u32 ARITHMETIC> DEV float& output(CodesTile<ARITHMETIC>& tile, u32 a, u32 j) {
     return tile.out[a / 2][j / 2][a % 2 * 2 + j % 2];
 }
 
 // Adds sums times the scales of both sides to the outputs: of tokens that have factors of their own in this segment.
 template <u32 ARITHMETIC>
-DEV void fold_tokens(const CodesArgs& args, Tile<ARITHMETIC>& tile, const SegmentPlace& place,
+DEV void fold_tokens(const CodesArgs& args, CodesTile<ARITHMETIC>& tile, const SegmentPlace& place,
                      const float (&scales)[LANE_ROWS], u32 token) {
     const Matrix& m = args.matrix;
     float zeros[LANE_ROWS];
@@ -247,7 +168,7 @@ DEV void fold_tokens(const CodesArgs& args, Tile<ARITHMETIC>& tile, const Segmen
     for (u32 j = 0; j < 2 * WARP_TILES; j++) {
         // Factors of all tokens at once would be more than there are registers for.
         if (ARITHMETIC == SHIFTED_INTEGERS) sync_warp();
-        TokenFactors factors = token_factors<ARITHMETIC>(args, place, token + j / 2 * 8 + lane() % 4 * 2 + j % 2);
+        TokenFactors factors = token_factors<ARITHMETIC == SHIFTED_INTEGERS>(args, place, token + j / 2 * 8 + lane() % 4 * 2 + j % 2);
         UNROLL
         for (u32 a = 0; a < LANE_ROWS; a++) {
             auto sum = tile.sums[a / 2][j / 2][a % 2 * 2 + j % 2];
@@ -260,7 +181,7 @@ DEV void fold_tokens(const CodesArgs& args, Tile<ARITHMETIC>& tile, const Segmen
 }
 
 // The same where tokens have none.
-template <u32 ARITHMETIC> DEV void fold_plain(Tile<ARITHMETIC>& tile, const float (&scales)[LANE_ROWS]) {
+template <u32 ARITHMETIC> DEV void fold_plain(CodesTile<ARITHMETIC>& tile, const float (&scales)[LANE_ROWS]) {
     UNROLL
     for (u32 j = 0; j < 2 * WARP_TILES; j++) {
         UNROLL
@@ -271,7 +192,7 @@ template <u32 ARITHMETIC> DEV void fold_plain(Tile<ARITHMETIC>& tile, const floa
 
 // Adds the segment that begins at `start` to the outputs of the warp's tokens from `token` on.
 template <u32 ARITHMETIC, u32 CODE>
-DEV void close_segment(const CodesArgs& args, Tile<ARITHMETIC>& tile, u32 start, u32 token) {
+DEV void close_segment(const CodesArgs& args, CodesTile<ARITHMETIC>& tile, u32 start, u32 token) {
     float scales[LANE_ROWS];
     UNROLL
     for (u32 a = 0; a < LANE_ROWS; a++) {
@@ -279,10 +200,8 @@ DEV void close_segment(const CodesArgs& args, Tile<ARITHMETIC>& tile, u32 start,
         // Fp8 weights came as 2^-8 of themselves.
         if (CODE == CODE_E4M3) scales[a] = scales[a] * 256.0f;
     }
-    u32 k = args.matrix.k;
-    if (ARITHMETIC == SHIFTED_INTEGERS || args.segment < k) {
-        SegmentPlace place{start, least(args.step, k - start), k / args.segment, start / args.segment,
-                           (k + args.step - 1) / args.step, start / args.step};
+    if (ARITHMETIC == SHIFTED_INTEGERS || args.segment < args.matrix.k) {
+        SegmentPlace place = segment_place(args, start);
         fold_tokens<ARITHMETIC>(args, tile, place, scales, token);
     } else {
         fold_plain<ARITHMETIC>(tile, scales);
@@ -291,7 +210,7 @@ DEV void close_segment(const CodesArgs& args, Tile<ARITHMETIC>& tile, u32 start,
 
 // One step of a tile of 64 k. `place`: where the lane's row of operand B begins in the stage.
 template <u32 ARITHMETIC, u32 CODE>
-DEV void multiply_step(const Matrix& m, Tile<ARITHMETIC>& tile, const u32 (&words)[WARP_ATOMS][CodeBits<CODE>::value],
+DEV void multiply_step(const Matrix& m, CodesTile<ARITHMETIC>& tile, const u32 (&words)[WARP_ATOMS][CodeBits<CODE>::value],
                        u32 k_tile, u32 s, u32 place) {
     u32 a[WARP_ATOMS][4];
     UNROLL
@@ -306,7 +225,7 @@ DEV void multiply_step(const Matrix& m, Tile<ARITHMETIC>& tile, const u32 (&word
     UNROLL
     for (u32 pair = 0; pair < WARP_TILES / 2; pair++) {
         u32 b[4];
-        load_matrices(b, (place ^ 32 * s) + pair * 16 * Stage<ARITHMETIC>::ROW);
+        load_matrices(b, (place ^ 32 * s) + pair * 16 * CodesStage<ARITHMETIC>::ROW);
         UNROLL
         for (u32 i = 0; i < WARP_ATOMS; i++) {
             if constexpr (ARITHMETIC == HALVES) {
@@ -327,9 +246,9 @@ DEV void multiply_step(const Matrix& m, Tile<ARITHMETIC>& tile, const u32 (&word
 
 // All of k, into tile.out.
 template <u32 ARITHMETIC, u32 CODE>
-DEV void multiply_codes(const CodesArgs& args, Tile<ARITHMETIC>& tile, u32 first_token) {
+DEV void multiply_codes(const CodesArgs& args, CodesTile<ARITHMETIC>& tile, u32 first_token) {
     const Matrix& m = args.matrix;
-    constexpr u32 STEPS = MATRIX_TILE / Kind<ARITHMETIC>::STEP, TILE_BYTES = 512 * CodeBits<CODE>::value;
+    constexpr u32 STEPS = MATRIX_TILE / CodesKind<ARITHMETIC>::STEP, TILE_BYTES = 512 * CodeBits<CODE>::value;
     // The last block may have one row tile only; the second half then repeats it, and nobody stores that.
     u32 row_tile = least(block_x() * 2 + warp() % 4 / 2, m.row_tiles - 1), atom = warp() % 2 * WARP_ATOMS;
     u32 warp_token = warp() / 4 * WARP_TOKENS;
@@ -337,12 +256,12 @@ DEV void multiply_codes(const CodesArgs& args, Tile<ARITHMETIC>& tile, u32 first
     tile.row = row_tile * MATRIX_TILE + atom * ATOM + lane() / 4;
     UNROLL
     for (u32 i = 0; i < LANE_ROWS * 2 * WARP_TILES; i++) output(tile, i % LANE_ROWS, i / LANE_ROWS) = 0.0f;
-    u32 start = 0, steps = args.step < m.k ? args.step / Kind<ARITHMETIC>::STEP : ~0u, left = steps;
+    u32 start = 0, steps = args.step < m.k ? args.step / CodesKind<ARITHMETIC>::STEP : ~0u, left = steps;
     begin_segment<ARITHMETIC>(m, tile, start);
     const u8* codes = m.codes + (u64)row_tile * m.k_tiles * TILE_BYTES + atom * TILE_BYTES / 4 + lane() * 16;
     u32 ahead[WARP_ATOMS][CodeBits<CODE>::value];
     load_atoms<CODE>(codes, ahead);
-    Copier<ARITHMETIC> copies = copier<ARITHMETIC>(args, first_token);
+    CodesCopier<ARITHMETIC> copies = codes_copier<ARITHMETIC>(args, first_token);
     UNROLL
     for (u32 k_tile = 0; k_tile + 1 < CODES_STAGES; k_tile++) copy_codes<ARITHMETIC>(copies, k_tile, m.k_tiles);
     // The first chunk of a step is even, so that it is turned by exclusive or.
@@ -357,7 +276,7 @@ DEV void multiply_codes(const CodesArgs& args, Tile<ARITHMETIC>& tile, u32 first
         // Into the stage of the tile before this one, which everybody has left.
         copy_codes<ARITHMETIC>(copies, k_tile + CODES_STAGES - 1, m.k_tiles);
         if (!busy) continue;
-        u32 stage = shared_address(shared()) + k_tile % CODES_STAGES * Stage<ARITHMETIC>::BYTES;
+        u32 stage = shared_address(shared()) + k_tile % CODES_STAGES * CodesStage<ARITHMETIC>::BYTES;
         UNROLL
         for (u32 s = 0; s < STEPS; s++) {
             multiply_step<ARITHMETIC, CODE>(m, tile, words, k_tile, s, stage + place);
@@ -374,7 +293,7 @@ DEV void multiply_codes(const CodesArgs& args, Tile<ARITHMETIC>& tile, u32 first
 
 // Tokens `64 half..` of the block, through shared memory: rows of y are written in runs.
 template <u32 ARITHMETIC>
-DEV void store_codes(const CodesArgs& args, Tile<ARITHMETIC>& tile, u32 first_token, u32 half) {
+DEV void store_codes(const CodesArgs& args, CodesTile<ARITHMETIC>& tile, u32 first_token, u32 half) {
     const Matrix& m = args.matrix;
     float* staged = (float*)shared();
     sync_block();
@@ -404,14 +323,14 @@ DEV void store_codes(const CodesArgs& args, Tile<ARITHMETIC>& tile, u32 first_to
 
 template <u32 ARITHMETIC, u32 CODE> DEV void linear_codes(const CodesArgs& args) {
     u32 first_token = block_y() * CODES_TOKENS;
-    Tile<ARITHMETIC> tile;
+    CodesTile<ARITHMETIC> tile;
     multiply_codes<ARITHMETIC, CODE>(args, tile, first_token);
     store_codes<ARITHMETIC>(args, tile, first_token, 0);
     store_codes<ARITHMETIC>(args, tile, first_token, 1);
 }
 
 #define CODES_KERNEL(name, ARITHMETIC, CODE)                                                                           \
-    KERNEL(codes_##name, CodesArgs, CODES_THREADS, Stage<ARITHMETIC>::SHARED) { linear_codes<ARITHMETIC, CODE>(args); }
+    KERNEL(codes_##name, CodesArgs, CODES_THREADS, CodesStage<ARITHMETIC>::SHARED) { linear_codes<ARITHMETIC, CODE>(args); }
 
 CODES_KERNEL(int4, INTEGERS, CODE_INT4)
 CODES_KERNEL(int8, INTEGERS, CODE_INT8)

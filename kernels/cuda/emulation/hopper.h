@@ -256,6 +256,7 @@ template <int PENDING> DEV void wgmma_wait() {
 }
 template <u32 COUNT> DEV void wgmma_sums(float (&)[COUNT]) {}
 template <u32 COUNT> DEV void wgmma_sums(i32 (&)[COUNT]) {}
+template <u32 COUNT> DEV void wgmma_operands(u32 (&)[COUNT][4]) {}
 
 template <u32 N> DEV void wgmma_bf16(float (&d)[N / 2], const u32 (&a)[4], u64 b) {
     simt::issue(simt::Element::Bf16, N, d, a, 0, b, false);

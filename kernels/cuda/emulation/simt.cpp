@@ -14,6 +14,7 @@
 #include "../head_hopper.cu"
 #include "../linear_bf16.cu"
 #include "../linear_codes.cu"
+#include "../linear_codes_hopper.cu"
 #include "../linear_f32.cu"
 #include "../linear_hopper.cu"
 #include "../norm.cu"

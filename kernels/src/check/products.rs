@@ -56,8 +56,21 @@ pub(super) fn cases<S: Backend, E: Backend>(findings: &mut Findings<'_, S, E>, s
         let (scheme, kind) = (Scheme::named(scheme), Kind::named(kind));
         findings.hold(&Linear::new(scheme, Acts::Exact(kind), Compute::Bf16, (9, n, k - 20)));
     }
+    // More stages than there is room for at once, blocks that stay for several tiles, segments of whole stages.
+    let (m, n, k) = match size {
+        Size::Small => (270, 200, 1000),
+        Size::Large => (2100, 4160, 2120),
+    };
+    for (scheme, kind, k) in [
+        ("int8 channel", "int8 token", k),
+        ("int8 tensor asymmetric", "int8 token asymmetric", k),
+        ("int4 g128", "int8 token", k / 128 * 128 + 256),
+    ] {
+        let exact = Acts::Exact(Kind::named(kind));
+        findings.hold(&Linear::new(Scheme::named(scheme), exact, Compute::Bf16, (m, n, k)));
+    }
     let library = Acts::Library(Kind::named("fp8 token"));
-    linear(findings, Linear::new(Scheme::named("fp8 channel"), library, Compute::Bf16, (m, n, k)));
+    linear(findings, Linear::new(Scheme::named("fp8 channel"), library, Compute::Bf16, (37, 90, 256)));
 }
 
 /// Experts, and heads.

@@ -1,6 +1,6 @@
-//! Products of codes on tensor cores: `kernels/cuda/linear_codes.cu`. Integers have the CPU backend's bits; sums of fp8
-//! are made there in bf16 compute only, in an order of their own. Segments that are no whole steps are left to
-//! [`ordered`](super::ordered).
+//! Products of codes on tensor cores: `kernels/cuda/linear_codes.cu`, and for integers `linear_codes_hopper.cu`. Integers
+//! have the CPU backend's bits on either; sums of fp8 are made here in bf16 compute only, in an order of their own.
+//! Segments that are no whole steps are left to [`ordered`](super::ordered).
 #![expect(unsafe_code, reason = "arguments of kernels")]
 
 use std::ops::Range;
@@ -8,8 +8,9 @@ use std::ops::Range;
 use bytemuck::NoUninit;
 use ctq_container::TILE;
 
+use crate::cuda::Cuda;
 use crate::cuda::buffer::OperandKind;
-use crate::cuda::device::{Address, Arguments, Device, Queue};
+use crate::cuda::device::{Address, Arguments, Device, Queue, TensorElement, TensorMap, TensorTile};
 use crate::cuda::linear::{Input, Output};
 use crate::cuda::matrix::{CodeClass, CudaMatrix, MatrixArgs, Worth};
 use crate::exact_product::Sums;
@@ -20,6 +21,17 @@ const ROWS: usize = 128;
 const TOKENS: usize = 128;
 /// Sums that one block of `sum_codes` makes.
 const SUMS: usize = 8;
+/// k of one stage of Hopper's kernels: `STAGE_K`.
+const STAGE: usize = 128;
+
+/// Which tensor cores multiply integer codes. The bits are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CodeCores {
+    /// Warp by warp, as on every GPU.
+    Warps,
+    /// Hopper's warpgroups, where the device has them and segments are long enough.
+    Warpgroups,
+}
 
 /// `CodesArgs`.
 #[derive(Clone, Copy, NoUninit)]
@@ -37,8 +49,25 @@ struct CodesArgs {
     segment: u32,
 }
 
-// SAFETY: as the structure of that name in linear_codes.cu.
+// SAFETY: as the structure of that name in code_sums.cuh.
 unsafe impl Arguments for CodesArgs {}
+
+/// `CodesHopperArgs`.
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct CodesHopperArgs {
+    x: TensorMap,
+    codes: CodesArgs,
+    row_blocks: u32,
+    token_blocks: u32,
+    blocks: u32,
+    padding: [u32; 9],
+}
+
+const _: () = assert!(size_of::<CodesHopperArgs>() == 320, "as the assertion in linear_codes_hopper.cu");
+
+// SAFETY: as the structure of that name in linear_codes_hopper.cu.
+unsafe impl Arguments for CodesHopperArgs {}
 
 /// `CodeSumArgs`.
 #[derive(Clone, Copy, NoUninit)]
@@ -74,28 +103,46 @@ impl Arithmetic {
 
     /// `None` where no scheme has such weights.
     fn kernel(self, class: CodeClass) -> Option<&'static str> {
-        match (self, class) {
-            (Arithmetic::Integers, CodeClass::Int4) => Some("codes_int4"),
-            (Arithmetic::Integers, CodeClass::Int8) => Some("codes_int8"),
-            (Arithmetic::ShiftedIntegers, CodeClass::Int4) => Some("codes_int4_shifted"),
-            (Arithmetic::ShiftedIntegers, CodeClass::Int8) => Some("codes_int8_shifted"),
-            (Arithmetic::Halves, CodeClass::Int4) => Some("codes_half_int4"),
-            (Arithmetic::Halves, CodeClass::Int8) => Some("codes_half_int8"),
-            (Arithmetic::Halves, CodeClass::E4m3) => Some("codes_half_e4m3"),
-            (
-                Arithmetic::Integers | Arithmetic::ShiftedIntegers,
-                CodeClass::E4m3 | CodeClass::E2m1 | CodeClass::Bf16 | CodeClass::F16 | CodeClass::F32,
-            )
-            | (Arithmetic::Halves, CodeClass::E2m1 | CodeClass::Bf16 | CodeClass::F16 | CodeClass::F32) => {
-                None
-            }
+        match self {
+            Arithmetic::Integers => of_integers(class, ["codes_int4", "codes_int8"]),
+            Arithmetic::ShiftedIntegers => of_integers(class, ["codes_int4_shifted", "codes_int8_shifted"]),
+            Arithmetic::Halves if class == CodeClass::E4m3 => Some("codes_half_e4m3"),
+            Arithmetic::Halves => of_integers(class, ["codes_half_int4", "codes_half_int8"]),
         }
+    }
+
+    /// The kernel of Hopper, and the tokens of its blocks; `None` where the others do it.
+    fn hopper(self, class: CodeClass, step: usize, k: usize) -> Option<(&'static str, usize)> {
+        let (names, tokens) = match self {
+            Arithmetic::Integers if step >= k => (["codes_hopper_int4", "codes_hopper_int8"], 256),
+            Arithmetic::ShiftedIntegers if step >= k => {
+                (["codes_hopper_int4_shifted", "codes_hopper_int8_shifted"], 256)
+            }
+            Arithmetic::Integers if step.is_multiple_of(STAGE) => {
+                (["codes_hopper_int4_segments", "codes_hopper_int8_segments"], 128)
+            }
+            Arithmetic::Integers | Arithmetic::ShiftedIntegers | Arithmetic::Halves => return None,
+        };
+        of_integers(class, names).map(|name| (name, tokens))
+    }
+}
+
+/// The kernel for integers of 4 or 8 bits.
+fn of_integers(class: CodeClass, [int4, int8]: [&'static str; 2]) -> Option<&'static str> {
+    match class {
+        CodeClass::Int4 => Some(int4),
+        CodeClass::Int8 => Some(int8),
+        CodeClass::E2m1 | CodeClass::E4m3 | CodeClass::Bf16 | CodeClass::F16 | CodeClass::F32 => None,
     }
 }
 
 /// A product of codes that tensor cores take.
 pub(super) struct CodesProduct<'a, M> {
     kernel: &'static str,
+    /// Of Hopper, and the tokens of its blocks.
+    pub(super) hopper: Option<(&'static str, usize)>,
+    /// Whether sums of inputs are wanted.
+    input_sums: bool,
     /// k of one segment.
     step: usize,
     /// k that share an activation scale.
@@ -124,6 +171,8 @@ pub(super) fn takes<'a, M>(
     let whole = product.step >= weight.k || product.step.is_multiple_of(arithmetic.k());
     Ok(arithmetic.kernel(weight.class()).filter(|_| whole).map(|kernel| CodesProduct {
         kernel,
+        hopper: arithmetic.hopper(weight.class(), product.step, weight.k),
+        input_sums: arithmetic == Arithmetic::ShiftedIntegers && weight.zeros.is_some(),
         step: product.step,
         segment: *segment,
         scales,
@@ -133,7 +182,7 @@ pub(super) fn takes<'a, M>(
 
 /// Rows `rows` of `weight` for `tokens` of an operand of codes.
 pub(super) fn product<D: Device>(
-    device: &D,
+    cuda: &Cuda<D>,
     x: &Input<'_, D::Memory>,
     tokens: Range<usize>,
     weight: &CudaMatrix<D::Memory>,
@@ -141,14 +190,11 @@ pub(super) fn product<D: Device>(
     product: &CodesProduct<'_, D::Memory>,
     y: Output,
 ) -> Result<(), KernelError> {
+    let device = cuda.device();
     let (m, k) = (tokens.len(), weight.k);
     let values = x.values::<D>(tokens.start);
-    let input_sums = match &weight.zeros {
-        Some(_) if product.kernel.ends_with("shifted") => {
-            Some(input_sums(device, values, m, k, product.step)?)
-        }
-        Some(_) | None => None,
-    };
+    let input_sums =
+        if product.input_sums { Some(input_sums(device, values, m, k, product.step)?) } else { None };
     let of_tokens = |memory: &D::Memory| D::address(memory).offset(tokens.start * (k / product.segment) * 4);
     let matrix = weight.args::<D>(rows, Worth::Scaled);
     let args = CodesArgs {
@@ -163,8 +209,45 @@ pub(super) fn product<D: Device>(
         step: product.step as u32,
         segment: product.segment as u32,
     };
-    let blocks = [(matrix.row_tiles as usize * TILE).div_ceil(ROWS), m.div_ceil(TOKENS), 1];
-    device.launch(Queue::Compute, product.kernel, blocks, &args)
+    let row_blocks = (matrix.row_tiles as usize * TILE).div_ceil(ROWS);
+    match product.hopper {
+        Some((kernel, tokens)) if cuda.code_cores == CodeCores::Warpgroups && device.has_warpgroups() => {
+            on_warpgroups(device, kernel, (row_blocks, m.div_ceil(tokens)), tokens, k, args)
+        }
+        Some(_) | None => {
+            device.launch(Queue::Compute, product.kernel, [row_blocks, m.div_ceil(TOKENS), 1], &args)
+        }
+    }
+}
+
+/// The same by a kernel whose blocks stay for several tiles of 128 rows and `tokens` tokens.
+fn on_warpgroups<D: Device>(
+    device: &D,
+    kernel: &'static str,
+    (row_blocks, token_blocks): (usize, usize),
+    tokens: usize,
+    k: usize,
+    codes: CodesArgs,
+) -> Result<(), KernelError> {
+    let row_bytes = k.next_multiple_of(TILE);
+    let x = device.tensor_map(&TensorTile {
+        address: codes.x,
+        rows: codes.m as usize,
+        columns: row_bytes,
+        row_bytes,
+        box_rows: tokens,
+        element: TensorElement::Byte,
+    })?;
+    let blocks = device.multiprocessors().min(row_blocks * token_blocks);
+    let args = CodesHopperArgs {
+        x,
+        codes,
+        row_blocks: row_blocks as u32,
+        token_blocks: token_blocks as u32,
+        blocks: blocks as u32,
+        padding: [0; 9],
+    };
+    device.launch(Queue::Compute, kernel, [blocks, 1, 1], &args)
 }
 
 /// Sums of the integers of each segment: i32 [m, segments].

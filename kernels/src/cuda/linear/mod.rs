@@ -22,6 +22,7 @@ use crate::cuda::linear::hopper::Epilogue;
 use crate::cuda::matrix::{CudaMatrix, Worth};
 use crate::{Compute, KernelError};
 
+pub use self::codes::CodeCores;
 pub(crate) use self::dense::{Scratches, scratch_bytes};
 pub(crate) use self::fused::FusedProduct;
 pub(crate) use self::gated::gated;
@@ -236,7 +237,7 @@ pub(crate) fn product<D: Device>(
         return check(x.kind(), weight);
     }
     if let Some(product) = codes::takes(x.kind(), weight)? {
-        return codes::product(device, x, tokens, weight, rows, &product, y);
+        return codes::product(cuda, x, tokens, weight, rows, &product, y);
     }
     let Some(product) = fused_product(x.kind(), weight, rows.clone(), y)? else {
         return ordered::product(device, x, tokens, weight, rows, y);

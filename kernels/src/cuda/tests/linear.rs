@@ -13,7 +13,7 @@ use crate::collective::team;
 use crate::cpu::math::round_bf16;
 use crate::cpu::{self, CpuBuffer, CpuMatrix, CpuOperand, Isa};
 use crate::cuda::elementwise::samples::{devices, same_bits};
-use crate::cuda::emulated::{Dense, Emulated, EmulatedMemory, Schedule};
+use crate::cuda::emulated::{Dense, Emulated, EmulatedMemory, Schedule, Warpgroups};
 use crate::cuda::matrix::packed::{
     MXFP4, MXFP8, NVFP4, Random, Scheme, affine, dense as plain, group, integer, operand, schemes, tiled,
 };
@@ -167,6 +167,56 @@ fn products_of_codes_over_many_tiles_have_the_bits_of_the_cpu() {
             same_bits(&found, &expected, &format!("{scheme:?} with {treatment:?}"));
         }
     }
+}
+
+/// On warpgroups: stages come round more than once, blocks stay for several tiles, segments are one and many.
+#[test]
+fn products_of_codes_on_warpgroups_have_the_bits_of_the_cpu() {
+    let groups = |size| ActivationSharing::Group { size };
+    let integers = [
+        (integer_f32(8, Sharing::Channel), exact(INT8, true, TOKEN, DYNAMIC), 300, 1000),
+        (integer_f32(6, Sharing::Channel).with_zeros(), exact(INT8, false, TOKEN, DYNAMIC), 20, 1100),
+        (integer_f32(3, Sharing::Tensor).permuted(), exact(INT8, true, TOKEN, DYNAMIC), 270, 200),
+        (integer_f32(4, Sharing::Channel), exact(INT8, false, TOKEN, DYNAMIC), 40, 64),
+        (integer(4, group(128)), exact(INT8, true, TOKEN, DYNAMIC), 133, 1220),
+        (integer(8, group(256)), exact(INT8, true, groups(128), DYNAMIC), 270, 384),
+    ];
+    for schedule in Schedule::ALL {
+        let device = Emulated::new(schedule).with_warpgroups(Warpgroups::Present);
+        let cuda = Cuda::new(device).with_code_cores(CodeCores::Warpgroups);
+        for (seed, (scheme, treatment, m, k)) in integers.iter().enumerate() {
+            let n = 330;
+            let matrix = tiled(n, *k, *scheme, seed as u64);
+            let x = treated(*m, *k, treatment, Compute::Bf16);
+            let rows = 16..n;
+            let expected = on_the_cpu(&x, &matrix, rows.clone());
+            let found = on_the_device(&cuda, &x, &matrix, rows, Compute::Bf16);
+            same_bits(&found, &expected, &format!("{scheme:?} with {treatment:?} under {schedule:?}"));
+        }
+    }
+}
+
+/// The kernels that the test above is meant for are the ones that run.
+#[test]
+fn warpgroups_take_segments_of_whole_stages() {
+    let device = Emulated::new(Schedule::ALL[0]);
+    let kernel = |scheme: Scheme, treatment: Treatment| {
+        let held = CudaMatrix::upload(&device, &tiled(64, 256, scheme, 1), 0..64).expect("a matrix");
+        let x = operand(&device, &treated(3, 256, &treatment, Compute::Bf16), Compute::Bf16);
+        codes::takes(&x.kind, &held)
+            .expect("a product")
+            .expect("for tensor cores")
+            .hopper
+            .map(|(name, _)| name)
+    };
+    let token = |symmetric| exact(INT8, symmetric, TOKEN, DYNAMIC);
+    assert_eq!(kernel(integer(8, Sharing::Channel), token(true)), Some("codes_hopper_int8"));
+    assert_eq!(kernel(integer(4, Sharing::Channel), token(false)), Some("codes_hopper_int4_shifted"));
+    assert_eq!(kernel(integer(4, group(128)), token(true)), Some("codes_hopper_int4_segments"));
+    assert_eq!(kernel(integer(4, group(64)), token(true)), None);
+    assert_eq!(kernel(integer(4, group(128)), token(false)), None);
+    let fp8 = exact(Code::E4m3, true, TOKEN, DYNAMIC);
+    assert_eq!(kernel(affine(Code::E4m3, DType::F32, Sharing::Channel), fp8), None);
 }
 
 #[test]

@@ -1,0 +1,88 @@
+// Products of codes, whichever tensor core makes them: operand A of integers, and what becomes of the sums of a segment.
+// The formulas are those of kernels/src/cpu/exact.rs.
+#pragma once
+#include "codes.cuh"
+#include "matrix.cuh"
+
+struct CodesArgs {
+    Matrix matrix;            // with its stored scales
+    const u8* x;              // codes [m, k_tiles * 64]: bytes by code_slot(), or f16
+    const float* scales;      // of activations [m, k / segment]
+    const float* offsets;     // zero points of integers, as the scales, or null
+    const i32* input_sums;    // sums of the integers of each segment [m, segments] where weights have zero points
+    float* y;                 // [m, y_stride]
+    u32 m;
+    u32 y_stride;
+    u32 step;                 // k of one segment
+    u32 segment;              // k that share an activation scale
+};
+
+// Operand A of one step: bytes in the order of code_slot(). A stored integer is `bias` above its value: with 128 - bias
+// more it is 128 above, without a carry, and the highest bit makes a signed byte of it.
+template <u32 CODE> DEV void integer_operand(const u32 (&words)[CodeBits<CODE>::value], u32 s, u32 bias, u32 (&a)[4]) {
+    constexpr u32 SIZE = CodeBits<CODE>::value;
+    u32 above = (128 - bias) * 0x01010101u;
+    UNROLL
+    for (u32 r = 0; r < 4; r++) {
+        u32 bytes;
+        if (SIZE == 4) bytes = words[(2 * s + r / 2) % SIZE] >> (4 * (r & 1)) & 0x0f0f0f0fu;
+        else bytes = pick_bytes(words[(4 * s + r / 2 * 2) % SIZE], words[(4 * s + r / 2 * 2 + 1) % SIZE], r & 1 ? 0x7351 : 0x6240);
+        a[r] = (bytes + above) ^ 0x80808080u;
+    }
+}
+
+// Ones where k, from `first` on in the order of code_slot(), is inside the matrix: times them a row's codes are summed.
+DEV u32 ones(u32 first, u32 k) {
+    if (first + 16 <= k) return 0x01010101u;
+    u32 word = 0;
+    UNROLL
+    for (u32 i = 0; i < 4; i++)
+        if (first + 2 * (lane() % 4) + i / 2 + 8 * (i % 2) < k) word |= 1u << (8 * i);
+    return word;
+}
+
+// What activations of one token have in one segment.
+struct TokenFactors {
+    float scale, offset;
+    u32 sum;
+};
+
+// Zero points up to here leave a difference of two codes below 2^8 in magnitude, and sums in 32 bits.
+#define NEAR_ZERO 128.0f
+
+// sum of (q - o)(w - z) = sum of q w - o sum of w - z (sum of q - o length), rounded once.
+DEV float shift_back(i32 sum, const TokenFactors& token, i32 column, i32 zero, u32 length) {
+    if (magnitude(token.offset) <= NEAR_ZERO) {
+        u32 offset = (u32)(i32)token.offset;
+        u32 inputs = token.sum - offset * length;
+        return (float)(i32)((u32)sum - offset * (u32)column - (u32)zero * inputs);
+    }
+    double offset = (double)token.offset;
+    double inputs = (double)(i32)token.sum - offset * (double)length;
+    return (float)((double)sum - offset * (double)column - (double)zero * inputs);
+}
+
+// A segment's place among those of activations.
+struct SegmentPlace {
+    u32 start, length;
+    // Scales of a token, and which of them; segments of a token, and which of them.
+    u32 scales, scale, segments, segment;
+};
+
+template <bool SHIFTED> DEV TokenFactors token_factors(const CodesArgs& args, const SegmentPlace& place, u32 token) {
+    // Nobody stores what tokens beyond the last get.
+    token = least(token, args.m - 1);
+    u64 at = (u64)token * place.scales + place.scale;
+    TokenFactors factors{place.scales > 1 ? args.scales[at] : 1.0f, 0.0f, 0};
+    if (SHIFTED) {
+        if (args.offsets) factors.offset = args.offsets[at];
+        if (args.input_sums) factors.sum = (u32)args.input_sums[(u64)token * place.segments + place.segment];
+    }
+    return factors;
+}
+
+DEV SegmentPlace segment_place(const CodesArgs& args, u32 start) {
+    u32 k = args.matrix.k;
+    return SegmentPlace{start, least(args.step, k - start), k / args.segment, start / args.segment,
+                        (k + args.step - 1) / args.step, start / args.step};
+}

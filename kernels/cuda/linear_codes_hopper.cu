@@ -1,0 +1,302 @@
+// Products of integer codes by Hopper's warpgroups, with the bits of linear_codes.cu: sums are exact in 32 bits and meet
+// the scales of both sides in the same order. Codes of weights go from the tiles to registers, two tiles at a time;
+// those of activations come by the copy engine, 128 k of all tokens of a block at a time.
+//
+// One warpgroup copies, two multiply: 64 rows each, by 256 tokens where all of k is one segment; by 128 where segments are
+// whole stages, so that outputs have registers beside the sums. Blocks stay: each makes tile after tile, and the copies run ahead over the
+// end of one.
+#include "code_sums.cuh"
+#include "hopper.cuh"
+
+#define CODES_HOPPER_THREADS 384
+#define CODES_HOPPER_ROWS 128
+// k of one stage: two tiles of weights, a row of 128 bytes of activations.
+#define STAGE_K 128
+#define STAGE_STEPS (STAGE_K / 32)
+// Row blocks whose tiles come one after another, so that blocks that run together share weights and activations.
+#define ROW_BLOCKS_TOGETHER 16
+
+struct CodesHopperArgs {
+    TensorMap x;      // bytes [m, k_tiles * 64], boxes of all tokens of a block
+    CodesArgs codes;
+    u32 row_blocks;
+    u32 token_blocks;
+    u32 blocks;       // that are launched
+};
+static_assert(sizeof(CodesHopperArgs) == 320, "as CodesHopperArgs in linear/codes.rs");
+
+#if HOPPER
+
+// Shared memory of a kernel with TOKENS tokens: stages, then a barrier for each that is full and for each that is empty.
+template <u32 TOKENS> struct CodesRoom {
+    static constexpr u32 BYTES = TOKENS * STAGE_K, STAGES = TOKENS == 256 ? 6 : 8;
+    static constexpr u32 FULL = STAGES * BYTES, EMPTY = FULL + 8 * STAGES, ALL = EMPTY + 8 * STAGES;
+};
+
+// A place in the ring of stages.
+template <u32 TOKENS> struct CodesRing {
+    u32 stage = 0, round = 0;
+};
+template <u32 TOKENS> DEV void advance(CodesRing<TOKENS>& ring) {
+    if (++ring.stage == CodesRoom<TOKENS>::STAGES) ring.stage = 0, ring.round ^= 1;
+}
+template <u32 TOKENS> DEV u32 full_barrier(u32 stage) { return shared_address(shared()) + CodesRoom<TOKENS>::FULL + 8 * stage; }
+template <u32 TOKENS> DEV u32 empty_barrier(u32 stage) { return shared_address(shared()) + CodesRoom<TOKENS>::EMPTY + 8 * stage; }
+
+struct BlockPlace {
+    u32 row_block, token_block;
+};
+
+// Panels of row blocks; inside, rows before tokens.
+DEV BlockPlace block_place(const CodesHopperArgs& args, u32 index) {
+    u32 panel = index / (ROW_BLOCKS_TOGETHER * args.token_blocks);
+    u32 first = panel * ROW_BLOCKS_TOGETHER, width = least((u32)ROW_BLOCKS_TOGETHER, args.row_blocks - first);
+    u32 inside = index - first * args.token_blocks;
+    return BlockPlace{first + inside % width, inside / width};
+}
+
+DEV u32 stages_of(const Matrix& m) { return (m.k_tiles + 1) / 2; }
+
+// One thread copies activations for all tiles of the block.
+template <u32 TOKENS> DEV void copy_activations(const CodesHopperArgs& args) {
+    CodesRing<TOKENS> ring;
+    for (u32 index = block_x(); index < args.row_blocks * args.token_blocks; index += args.blocks) {
+        u32 first_token = block_place(args, index).token_block * TOKENS;
+        for (u32 i = 0; i < stages_of(args.codes.matrix); i++) {
+            u32 full = full_barrier<TOKENS>(ring.stage);
+            barrier_wait(empty_barrier<TOKENS>(ring.stage), ring.round ^ 1);
+            barrier_expect(full, CodesRoom<TOKENS>::BYTES);
+            copy_tensor(shared_address(shared()) + ring.stage * CodesRoom<TOKENS>::BYTES, args.x, i * STAGE_K, first_token, full);
+            advance(ring);
+        }
+    }
+}
+
+// Half of a warpgroup's rows of one tile have g = lane / 4, half 8 more.
+template <u32 TOKENS> struct CodesSums {
+    i32 sums[TOKENS / 2];
+    // CodesSums of the codes of both rows, where they are wanted.
+    i32 columns[4];
+    // Where there are several segments.
+    float out[TOKENS == 128 ? TOKENS / 2 : 1];
+    u32 scales[2];
+    u32 row;
+};
+
+template <u32 TOKENS> DEV void begin_sums(const Matrix& m, CodesSums<TOKENS>& sums, u32 start) {
+    UNROLL
+    for (u32 i = 0; i < TOKENS / 2; i++) sums.sums[i] = 0;
+    UNROLL
+    for (u32 i = 0; i < 4; i++) sums.columns[i] = 0;
+    UNROLL
+    for (u32 h = 0; h < 2; h++) {
+        ScalePlace place = scale_place(m, sums.row + 8 * h);
+        sums.scales[h] = stored_scale(m, place.base + (u64)(start / m.group) * place.step);
+    }
+}
+
+// CodesSums of a segment times the scales of both sides, added to `out`, or stored where they are all there is.
+template <u32 TOKENS, bool SHIFTED, class Take>
+DEV void take_sums(const CodesArgs& args, const CodesSums<TOKENS>& sums, u32 start, u32 first_token, Take take) {
+    const Matrix& m = args.matrix;
+    SegmentPlace place = segment_place(args, start);
+    float scales[2], zeros[2] = {0.0f, 0.0f};
+    UNROLL
+    for (u32 h = 0; h < 2; h++) {
+        scales[h] = undivided_scale(m, sums.scales[h]);
+        if (SHIFTED && m.zeros) zeros[h] = zero_at(m, scale_place(m, sums.row + 8 * h), start / m.group);
+    }
+    // Whether tokens have anything of their own in a segment.
+    bool own = SHIFTED || (TOKENS == 128 && place.scales > 1);
+    UNROLL
+    for (u32 j = 0; j < TOKENS / 4 && own; j++) {
+        u32 token = j / 2 * 8 + lane() % 4 * 2 + j % 2;
+        TokenFactors factors = token_factors<SHIFTED>(args, place, first_token + token);
+        UNROLL
+        for (u32 h = 0; h < 2; h++) {
+            u32 at = j / 2 * 4 + 2 * h + j % 2;
+            float value = (float)sums.sums[at];
+            if (SHIFTED) value = shift_back(sums.sums[at], factors, sums.columns[2 * h], (i32)zeros[h], place.length);
+            take(at, h, token, value * (scales[h] * factors.scale));
+        }
+    }
+    UNROLL
+    for (u32 at = 0; at < TOKENS / 2 && !own; at++) {
+        u32 h = at / 2 % 2, token = at / 4 * 8 + lane() % 4 * 2 + at % 2;
+        take(at, h, token, (float)sums.sums[at] * scales[h]);
+    }
+}
+
+// A lane's codes of two tiles from `k_tile` on. Behind the last tile activations are zero: it comes again.
+template <u32 CODE>
+DEV void load_stage(const Matrix& m, const u8* codes, u32 k_tile, u32 (&words)[2][CodeBits<CODE>::value]) {
+    constexpr u32 SIZE = CodeBits<CODE>::value;
+    UNROLL
+    for (u32 i = 0; i < 2; i++) {
+        const u8* tile = codes + (u64)least(k_tile + i, m.k_tiles - 1) * (512 * SIZE);
+        UNROLL
+        for (u32 j = 0; j < SIZE / 4; j++) {
+            Quad quad = load16(tile + j * WARP * 16);
+            words[i][4 * j] = quad.x, words[i][4 * j + 1] = quad.y;
+            words[i][4 * j + 2] = quad.z, words[i][4 * j + 3] = quad.w;
+        }
+    }
+}
+
+template <u32 CODE>
+DEV void decode_codes(const Matrix& m, const u32 (&words)[2][CodeBits<CODE>::value], u32 (&a)[STAGE_STEPS][4]) {
+    UNROLL
+    for (u32 s = 0; s < STAGE_STEPS; s++) integer_operand<CODE>(words[s / 2], s % 2, (u32)(m.code_offset - 8388608.0f), a[s]);
+}
+
+// Adds up the codes themselves: a product with ones.
+template <u32 TOKENS> DEV void sum_columns(const Matrix& m, CodesSums<TOKENS>& sums, const u32 (&a)[4], u32 first) {
+    mma_s8(sums.columns, a, ones(first, m.k), ones(first + 16, m.k));
+}
+
+// Gives a stage back that this warp has read.
+template <u32 TOKENS> DEV void leave_stage(u32 stage) {
+    if (lane() == 0) barrier_arrive(empty_barrier<TOKENS>(stage));
+}
+
+// All of k as one segment: products of one stage run while the codes of the next are decoded.
+template <u32 CODE, bool SHIFTED>
+DEV void multiply_whole(const Matrix& m, const u8* codes, CodesRing<256>& ring, CodesSums<256>& sums) {
+    u32 words[2][CodeBits<CODE>::value], a[2][STAGE_STEPS][4], before = 0, stages = stages_of(m);
+    load_stage<CODE>(m, codes, 0, words);
+    wgmma_sums(sums.sums);
+    for (u32 pair = 0; pair < stages; pair += 2) {
+        // Registers of products under way are left alone: two sets, each known when this is compiled.
+        UNROLL
+        for (u32 set = 0; set < 2; set++) {
+            u32 i = pair + set;
+            if (i >= stages) continue;
+            decode_codes<CODE>(m, words, a[set]);
+            if (i + 1 < stages) load_stage<CODE>(m, codes, 2 * i + 2, words);
+            barrier_wait(full_barrier<256>(ring.stage), ring.round);
+            u32 stage = shared_address(shared()) + ring.stage * CodesRoom<256>::BYTES;
+            wgmma_operands(a[set]);
+            wgmma_fence();
+            UNROLL
+            for (u32 s = 0; s < STAGE_STEPS; s++) wgmma_s8<256>(sums.sums, a[set][s], matrix_rows(stage + 32 * s));
+            wgmma_commit();
+            UNROLL
+            for (u32 s = 0; s < STAGE_STEPS; s++)
+                if (SHIFTED) sum_columns(m, sums, a[set][s], i * STAGE_K + 32 * s);
+            wgmma_wait<1>();
+            if (i > 0) leave_stage<256>(before);
+            before = ring.stage;
+            advance(ring);
+        }
+    }
+    wgmma_wait<0>();
+    wgmma_sums(sums.sums);
+    leave_stage<256>(before);
+}
+
+// Segments of whole stages: their sums are folded while the other warpgroup multiplies.
+template <u32 CODE>
+DEV void multiply_segments(const CodesArgs& args, const u8* codes, u32 first_token, CodesRing<128>& ring, CodesSums<128>& sums) {
+    const Matrix& m = args.matrix;
+    u32 words[2][CodeBits<CODE>::value], a[2][STAGE_STEPS][4], start = 0, stages = stages_of(m);
+    auto add = [&sums](u32 at, u32, u32, float value) { sums.out[at] = sums.out[at] + value; };
+    load_stage<CODE>(m, codes, 0, words);
+    decode_codes<CODE>(m, words, a[0]);
+    for (u32 pair = 0; pair < stages; pair += 2) {
+        UNROLL
+        for (u32 set = 0; set < 2; set++) {
+            u32 i = pair + set, end = least((i + 1) * STAGE_K, m.k);
+            if (i >= stages) continue;
+            load_stage<CODE>(m, codes, 2 * i + 2, words);
+            barrier_wait(full_barrier<128>(ring.stage), ring.round);
+            u32 stage = shared_address(shared()) + ring.stage * CodesRoom<128>::BYTES;
+            wgmma_sums(sums.sums);
+            wgmma_operands(a[set]);
+            wgmma_fence();
+            UNROLL
+            for (u32 s = 0; s < STAGE_STEPS; s++) wgmma_s8<128>(sums.sums, a[set][s], matrix_rows(stage + 32 * s));
+            wgmma_commit();
+            decode_codes<CODE>(m, words, a[1 - set]);
+            wgmma_wait<0>();
+            wgmma_sums(sums.sums);
+            leave_stage<128>(ring.stage);
+            advance(ring);
+            if (end < m.k && end - start < args.step) continue;
+            take_sums<128, false>(args, sums, start, first_token, add);
+            start = end;
+            if (start < m.k) begin_sums(m, sums, start);
+        }
+    }
+}
+
+// Tile after tile of the block, 64 rows of it.
+template <u32 CODE, u32 TOKENS, bool SHIFTED> DEV void multiply_tiles(const CodesHopperArgs& all) {
+    const CodesArgs& args = all.codes;
+    const Matrix& m = args.matrix;
+    constexpr u32 TILE_BYTES = 512 * CodeBits<CODE>::value;
+    u32 group = warp() / 4 - 1, atom = warp() % 4;
+    CodesRing<TOKENS> ring;
+    for (u32 index = block_x(); index < all.row_blocks * all.token_blocks; index += all.blocks) {
+        BlockPlace place = block_place(all, index);
+        u32 first_token = place.token_block * TOKENS;
+        // The last block may have one row tile only; the second half then repeats it, and nobody stores that.
+        u32 row_tile = least(place.row_block * 2 + group, m.row_tiles - 1);
+        const u8* codes = m.codes + (u64)row_tile * m.k_tiles * TILE_BYTES + atom * TILE_BYTES / 4 + lane() * 16;
+        CodesSums<TOKENS> sums;
+        sums.row = row_tile * MATRIX_TILE + atom * ATOM + lane() / 4;
+        begin_sums(m, sums, 0);
+        u32 row = place.row_block * CODES_HOPPER_ROWS + group * MATRIX_TILE + atom * ATOM + lane() / 4;
+        auto store = [&](u32, u32 h, u32 token, float value) {
+            u32 held = row + 8 * h, to = first_token + token;
+            if (to >= args.m || held < m.first || held - m.first >= m.n) return;
+            // A scale that does not change along k is applied once, at the end.
+            if (args.segment >= m.k) value = value * args.scales[to];
+            args.y[(u64)to * args.y_stride + (held - m.first)] = value;
+        };
+        if constexpr (TOKENS == 256) {
+            multiply_whole<CODE, SHIFTED>(m, codes, ring, sums);
+            // As a first segment is added to nothing: -0 becomes +0.
+            take_sums<TOKENS, SHIFTED>(args, sums, 0, first_token,
+                                       [&](u32 at, u32 h, u32 token, float value) { store(at, h, token, 0.0f + value); });
+        } else {
+            UNROLL
+            for (u32 i = 0; i < TOKENS / 2; i++) sums.out[i] = 0.0f;
+            multiply_segments<CODE>(args, codes, first_token, ring, sums);
+            UNROLL
+            for (u32 j = 0; j < TOKENS / 2; j++) store(j, j / 2 % 2, j / 4 * 8 + lane() % 4 * 2 + j % 2, sums.out[j]);
+        }
+    }
+}
+
+template <u32 CODE, u32 TOKENS, bool SHIFTED> DEV void codes_hopper(const CodesHopperArgs& args) {
+    if (thread() == 0) {
+        for (u32 i = 0; i < CodesRoom<TOKENS>::STAGES; i++) {
+            barrier_init(full_barrier<TOKENS>(i), 1);
+            // The first lane of each warp that multiplies.
+            barrier_init(empty_barrier<TOKENS>(i), 8);
+        }
+        barrier_init_done();
+    }
+    sync_block();
+    if (warp() < 4) {
+        registers_less<24>();
+        if (thread() == 0) copy_activations<TOKENS>(args);
+    } else {
+        registers_more<240>();
+        multiply_tiles<CODE, TOKENS, SHIFTED>(args);
+    }
+}
+
+#define CODES_HOPPER(name, CODE, TOKENS, SHIFTED)                                                                      \
+    KERNEL_HOPPER(codes_hopper_##name, CodesHopperArgs, CODES_HOPPER_THREADS, CodesRoom<TOKENS>::ALL) {                     \
+        codes_hopper<CODE, TOKENS, SHIFTED>(args);                                                                     \
+    }
+
+CODES_HOPPER(int4, CODE_INT4, 256, false)
+CODES_HOPPER(int8, CODE_INT8, 256, false)
+CODES_HOPPER(int4_shifted, CODE_INT4, 256, true)
+CODES_HOPPER(int8_shifted, CODE_INT8, 256, true)
+CODES_HOPPER(int4_segments, CODE_INT4, 128, false)
+CODES_HOPPER(int8_segments, CODE_INT8, 128, false)
+
+#endif  // HOPPER
