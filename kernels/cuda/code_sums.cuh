@@ -1,4 +1,4 @@
-// Products of codes, whichever tensor core makes them: operand A of integers, and what becomes of the sums of a segment.
+// Products of codes, whichever tensor cores make them: operand A, and what becomes of the sums of a segment.
 // The formulas are those of kernels/src/cpu/exact.rs.
 #pragma once
 #include "codes.cuh"
@@ -17,6 +17,24 @@ struct CodesArgs {
     u32 segment;              // k that share an activation scale
 };
 
+enum Arithmetic : u32 {
+    // Both sides are integers without zero points, or with some.
+    INTEGERS,
+    SHIFTED_INTEGERS,
+    // Activations are f16.
+    HALVES
+};
+
+template <u32 ARITHMETIC> struct CodesKind {
+    typedef i32 Sum;
+    // k of one instruction, and bytes of an activation: a step takes 32 bytes of a token either way.
+    static constexpr u32 STEP = 32, BYTES = 1;
+};
+template <> struct CodesKind<HALVES> {
+    typedef float Sum;
+    static constexpr u32 STEP = 16, BYTES = 2;
+};
+
 // Operand A of one step: bytes in the order of code_slot(). A stored integer is `bias` above its value: with 128 - bias
 // more it is 128 above, without a carry, and the highest bit makes a signed byte of it.
 template <u32 CODE> DEV void integer_operand(const u32 (&words)[CodeBits<CODE>::value], u32 s, u32 bias, u32 (&a)[4]) {
@@ -28,6 +46,22 @@ template <u32 CODE> DEV void integer_operand(const u32 (&words)[CodeBits<CODE>::
         if (SIZE == 4) bytes = words[(2 * s + r / 2) % SIZE] >> (4 * (r & 1)) & 0x0f0f0f0fu;
         else bytes = pick_bytes(words[(4 * s + r / 2 * 2) % SIZE], words[(4 * s + r / 2 * 2 + 1) % SIZE], r & 1 ? 0x7351 : 0x6240);
         a[r] = (bytes + above) ^ 0x80808080u;
+    }
+}
+
+// Operand A of one step: integers less their zero points, or fp8 numbers times 2^-8, which f16 holds exactly. No code
+// of weights is a NaN: those are refused when a checkpoint is read.
+template <u32 CODE>
+DEV void half_operand(const Matrix& m, const u32 (&words)[CodeBits<CODE>::value], u32 s, const float (&zero)[2], u32 (&a)[4]) {
+    UNROLL
+    for (u32 r = 0; r < 4; r++) {
+        if (CODE == CODE_E4M3) {
+            u32 word = words[(2 * s + r / 2) % CodeBits<CODE>::value], high = r & 1 ? word : word << 8;
+            a[r] = (high & 0x80008000u) | (high & 0x7f007f00u) >> 1;
+        } else {
+            a[r] = pack_f16(code_value<CODE>(m, code_of<CODE>(words, s, r, 0), zero[r & 1]),
+                            code_value<CODE>(m, code_of<CODE>(words, s, r, 1), zero[r & 1]));
+        }
     }
 }
 

@@ -144,6 +144,7 @@ template <u32 COUNT> DEV void wgmma_operands(u32 (&a)[COUNT][4]) {
 template <u32 N> DEV void wgmma_bf16(float (&d)[N / 2], const u32 (&a)[4], u64 b);
 template <u32 N> DEV void wgmma_bf16_columns(float (&d)[N / 2], const u32 (&a)[4], u64 b);
 template <u32 N> DEV void wgmma_bf16_shared(float (&d)[N / 2], u64 a, u64 b);
+template <u32 N> DEV void wgmma_f16(float (&d)[N / 2], const u32 (&a)[4], u64 b);
 template <u32 N> DEV void wgmma_e4m3(float (&d)[N / 2], const u32 (&a)[4], u64 b);
 template <u32 N> DEV void wgmma_s8(i32 (&d)[N / 2], const u32 (&a)[4], u64 b);
 
@@ -161,6 +162,7 @@ template <u32 N> DEV void wgmma_s8(i32 (&d)[N / 2], const u32 (&a)[4], u64 b);
 #define WGMMA(N)                                                                                                       \
     WGMMA_REGISTERS(wgmma_bf16, N, float, "+f", "k16.f32.bf16.bf16", ",1,1,1,0")                                       \
     WGMMA_REGISTERS(wgmma_bf16_columns, N, float, "+f", "k16.f32.bf16.bf16", ",1,1,1,1")                               \
+    WGMMA_REGISTERS(wgmma_f16, N, float, "+f", "k16.f32.f16.f16", ",1,1,1,0")                                         \
     WGMMA_REGISTERS(wgmma_e4m3, N, float, "+f", "k32.f32.e4m3.e4m3", ",1,1,1")                                         \
     WGMMA_REGISTERS(wgmma_s8, N, i32, "+r", "k32.s32.s8.s8", ",1")                                                     \
     WGMMA_SHARED(N)

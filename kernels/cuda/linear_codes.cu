@@ -19,24 +19,6 @@
 #define OUTPUT_STRIDE (CODES_ROWS + 5)
 #define OUTPUT_BYTES (WARP_TOKENS * OUTPUT_STRIDE * 4)
 
-enum Arithmetic : u32 {
-    // Both sides are integers without zero points, or with some.
-    INTEGERS,
-    SHIFTED_INTEGERS,
-    // Activations are f16.
-    HALVES
-};
-
-template <u32 ARITHMETIC> struct CodesKind {
-    typedef i32 Sum;
-    // k of one instruction, and bytes of an activation: a step takes 32 bytes of a token either way.
-    static constexpr u32 STEP = 32, BYTES = 1;
-};
-template <> struct CodesKind<HALVES> {
-    typedef float Sum;
-    static constexpr u32 STEP = 16, BYTES = 2;
-};
-
 // Bytes that a tile of 64 k takes of one token, and of a stage.
 template <u32 ARITHMETIC> struct CodesStage {
     static constexpr u32 ROW = MATRIX_TILE * CodesKind<ARITHMETIC>::BYTES, BYTES = CODES_TOKENS * ROW;
@@ -93,22 +75,6 @@ template <u32 CODE> DEV void load_atoms(const u8* codes, u32 (&words)[WARP_ATOMS
         Quad quad = load16(codes + i * WARP * 16);
         u32* to = &words[0][0] + 4 * i;
         to[0] = quad.x, to[1] = quad.y, to[2] = quad.z, to[3] = quad.w;
-    }
-}
-
-// Operand A of one step: integers less their zero points, or fp8 numbers times 2^-8, which f16 holds exactly. No code
-// of weights is a NaN: those are refused when a checkpoint is read.
-template <u32 CODE>
-DEV void half_operand(const Matrix& m, const u32 (&words)[CodeBits<CODE>::value], u32 s, const float (&zero)[2], u32 (&a)[4]) {
-    UNROLL
-    for (u32 r = 0; r < 4; r++) {
-        if (CODE == CODE_E4M3) {
-            u32 word = words[(2 * s + r / 2) % CodeBits<CODE>::value], high = r & 1 ? word : word << 8;
-            a[r] = (high & 0x80008000u) | (high & 0x7f007f00u) >> 1;
-        } else {
-            a[r] = pack_f16(code_value<CODE>(m, code_of<CODE>(words, s, r, 0), zero[r & 1]),
-                            code_value<CODE>(m, code_of<CODE>(words, s, r, 1), zero[r & 1]));
-        }
     }
 }
 

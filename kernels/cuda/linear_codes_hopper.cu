@@ -1,6 +1,7 @@
-// Products of integer codes by Hopper's warpgroups, with the bits of linear_codes.cu: sums are exact in 32 bits and meet
-// the scales of both sides in the same order. Codes of weights go from the tiles to registers, two tiles at a time;
-// those of activations come by the copy engine, 128 k of all tokens of a block at a time.
+// Products of codes by Hopper's warpgroups. Integers have the bits of linear_codes.cu: sums are exact in 32 bits and meet
+// the scales of both sides in the same order. Fp8 by fp8 is exact in f16 operands, summed in f32, 16 k at a time. Codes
+// of weights go from the tiles to registers; those of activations come by the copy engine, 128 bytes of all tokens of
+// a block at a time.
 //
 // One warpgroup copies, two multiply: 64 rows each, by 256 tokens where all of k is one segment; by 128 where segments are
 // whole stages, so that outputs have registers beside the sums. Blocks stay: each makes tile after tile, and the copies run ahead over the
@@ -10,14 +11,14 @@
 
 #define CODES_HOPPER_THREADS 384
 #define CODES_HOPPER_ROWS 128
-// k of one stage: two tiles of weights, a row of 128 bytes of activations.
-#define STAGE_K 128
-#define STAGE_STEPS (STAGE_K / 32)
+// A stage is 128 bytes of each token: four steps.
+#define STAGE_BYTES_OF_TOKEN 128
+#define STAGE_STEPS 4
 // Row blocks whose tiles come one after another, so that blocks that run together share weights and activations.
 #define ROW_BLOCKS_TOGETHER 16
 
 struct CodesHopperArgs {
-    TensorMap x;      // bytes [m, k_tiles * 64], boxes of all tokens of a block
+    TensorMap x;      // codes [m, k_tiles * 64], boxes of 128 bytes of all tokens of a block
     CodesArgs codes;
     u32 row_blocks;
     u32 token_blocks;
@@ -29,7 +30,7 @@ static_assert(sizeof(CodesHopperArgs) == 320, "as CodesHopperArgs in linear/code
 
 // Shared memory of a kernel with TOKENS tokens: stages, then a barrier for each that is full and for each that is empty.
 template <u32 TOKENS> struct CodesRoom {
-    static constexpr u32 BYTES = TOKENS * STAGE_K, STAGES = TOKENS == 256 ? 6 : 8;
+    static constexpr u32 BYTES = TOKENS * STAGE_BYTES_OF_TOKEN, STAGES = TOKENS == 256 ? 6 : 8;
     static constexpr u32 FULL = STAGES * BYTES, EMPTY = FULL + 8 * STAGES, ALL = EMPTY + 8 * STAGES;
 };
 
@@ -40,8 +41,8 @@ template <u32 TOKENS> struct CodesRing {
 template <u32 TOKENS> DEV void advance(CodesRing<TOKENS>& ring) {
     if (++ring.stage == CodesRoom<TOKENS>::STAGES) ring.stage = 0, ring.round ^= 1;
 }
-template <u32 TOKENS> DEV u32 full_barrier(u32 stage) { return shared_address(shared()) + CodesRoom<TOKENS>::FULL + 8 * stage; }
-template <u32 TOKENS> DEV u32 empty_barrier(u32 stage) { return shared_address(shared()) + CodesRoom<TOKENS>::EMPTY + 8 * stage; }
+template <u32 TOKENS> DEV u32 codes_full(u32 stage) { return shared_address(shared()) + CodesRoom<TOKENS>::FULL + 8 * stage; }
+template <u32 TOKENS> DEV u32 codes_empty(u32 stage) { return shared_address(shared()) + CodesRoom<TOKENS>::EMPTY + 8 * stage; }
 
 struct BlockPlace {
     u32 row_block, token_block;
@@ -55,27 +56,34 @@ DEV BlockPlace block_place(const CodesHopperArgs& args, u32 index) {
     return BlockPlace{first + inside % width, inside / width};
 }
 
-DEV u32 stages_of(const Matrix& m) { return (m.k_tiles + 1) / 2; }
+// k of a stage, tiles of weights in it, and stages of all of k.
+template <u32 ARITHMETIC> struct StageK {
+    static constexpr u32 K = STAGE_STEPS * CodesKind<ARITHMETIC>::STEP, TILES = K / MATRIX_TILE;
+};
+template <u32 ARITHMETIC> DEV u32 stages_of(const Matrix& m) {
+    return (m.k_tiles + StageK<ARITHMETIC>::TILES - 1) / StageK<ARITHMETIC>::TILES;
+}
 
 // One thread copies activations for all tiles of the block.
-template <u32 TOKENS> DEV void copy_activations(const CodesHopperArgs& args) {
+template <u32 ARITHMETIC, u32 TOKENS> DEV void copy_activations(const CodesHopperArgs& args) {
     CodesRing<TOKENS> ring;
     for (u32 index = block_x(); index < args.row_blocks * args.token_blocks; index += args.blocks) {
         u32 first_token = block_place(args, index).token_block * TOKENS;
-        for (u32 i = 0; i < stages_of(args.codes.matrix); i++) {
-            u32 full = full_barrier<TOKENS>(ring.stage);
-            barrier_wait(empty_barrier<TOKENS>(ring.stage), ring.round ^ 1);
+        for (u32 i = 0; i < stages_of<ARITHMETIC>(args.codes.matrix); i++) {
+            u32 full = codes_full<TOKENS>(ring.stage);
+            barrier_wait(codes_empty<TOKENS>(ring.stage), ring.round ^ 1);
             barrier_expect(full, CodesRoom<TOKENS>::BYTES);
-            copy_tensor(shared_address(shared()) + ring.stage * CodesRoom<TOKENS>::BYTES, args.x, i * STAGE_K, first_token, full);
+            copy_tensor(shared_address(shared()) + ring.stage * CodesRoom<TOKENS>::BYTES, args.x,
+                        i * StageK<ARITHMETIC>::K, first_token, full);
             advance(ring);
         }
     }
 }
 
-// Half of a warpgroup's rows of one tile have g = lane / 4, half 8 more.
-template <u32 TOKENS> struct CodesSums {
-    i32 sums[TOKENS / 2];
-    // CodesSums of the codes of both rows, where they are wanted.
+// What a thread has of a tile: rows lane / 4 and 8 more of its warp's atom, of every 8 tokens two.
+template <u32 ARITHMETIC, u32 TOKENS> struct CodesSums {
+    typename CodesKind<ARITHMETIC>::Sum sums[TOKENS / 2];
+    // Sums of the codes of both rows, where they are wanted.
     i32 columns[4];
     // Where there are several segments.
     float out[TOKENS == 128 ? TOKENS / 2 : 1];
@@ -83,7 +91,8 @@ template <u32 TOKENS> struct CodesSums {
     u32 row;
 };
 
-template <u32 TOKENS> DEV void begin_sums(const Matrix& m, CodesSums<TOKENS>& sums, u32 start) {
+template <u32 ARITHMETIC, u32 TOKENS>
+DEV void begin_sums(const Matrix& m, CodesSums<ARITHMETIC, TOKENS>& sums, u32 start) {
     UNROLL
     for (u32 i = 0; i < TOKENS / 2; i++) sums.sums[i] = 0;
     UNROLL
@@ -95,15 +104,18 @@ template <u32 TOKENS> DEV void begin_sums(const Matrix& m, CodesSums<TOKENS>& su
     }
 }
 
-// CodesSums of a segment times the scales of both sides, added to `out`, or stored where they are all there is.
-template <u32 TOKENS, bool SHIFTED, class Take>
-DEV void take_sums(const CodesArgs& args, const CodesSums<TOKENS>& sums, u32 start, u32 first_token, Take take) {
+// Gives the sums of a segment, times the scales of both sides, to `take`.
+template <u32 ARITHMETIC, u32 TOKENS, class Take>
+DEV void take_sums(const CodesArgs& args, const CodesSums<ARITHMETIC, TOKENS>& sums, u32 start, u32 first_token, Take take) {
+    constexpr bool SHIFTED = ARITHMETIC == SHIFTED_INTEGERS;
     const Matrix& m = args.matrix;
     SegmentPlace place = segment_place(args, start);
     float scales[2], zeros[2] = {0.0f, 0.0f};
     UNROLL
     for (u32 h = 0; h < 2; h++) {
         scales[h] = undivided_scale(m, sums.scales[h]);
+        // Fp8 weights came as 2^-8 of themselves.
+        if (ARITHMETIC == HALVES) scales[h] = scales[h] * 256.0f;
         if (SHIFTED && m.zeros) zeros[h] = zero_at(m, scale_place(m, sums.row + 8 * h), start / m.group);
     }
     // Whether tokens have anything of their own in a segment.
@@ -116,7 +128,8 @@ DEV void take_sums(const CodesArgs& args, const CodesSums<TOKENS>& sums, u32 sta
         for (u32 h = 0; h < 2; h++) {
             u32 at = j / 2 * 4 + 2 * h + j % 2;
             float value = (float)sums.sums[at];
-            if (SHIFTED) value = shift_back(sums.sums[at], factors, sums.columns[2 * h], (i32)zeros[h], place.length);
+            if constexpr (SHIFTED)
+                value = shift_back(sums.sums[at], factors, sums.columns[2 * h], (i32)zeros[h], place.length);
             take(at, h, token, value * (scales[h] * factors.scale));
         }
     }
@@ -127,43 +140,55 @@ DEV void take_sums(const CodesArgs& args, const CodesSums<TOKENS>& sums, u32 sta
     }
 }
 
-// A lane's codes of two tiles from `k_tile` on. Behind the last tile activations are zero: it comes again.
-template <u32 CODE>
-DEV void load_stage(const Matrix& m, const u8* codes, u32 k_tile, u32 (&words)[2][CodeBits<CODE>::value]) {
-    constexpr u32 SIZE = CodeBits<CODE>::value;
+// A lane's codes of a stage's tiles.
+template <u32 ARITHMETIC, u32 CODE> struct StageCodes {
+    u32 words[StageK<ARITHMETIC>::TILES][CodeBits<CODE>::value];
+};
+
+// Behind the last tile activations are zero: it comes again.
+template <u32 ARITHMETIC, u32 CODE>
+DEV void load_stage(const Matrix& m, const u8* codes, u32 stage, StageCodes<ARITHMETIC, CODE>& to) {
+    constexpr u32 SIZE = CodeBits<CODE>::value, TILES = StageK<ARITHMETIC>::TILES;
     UNROLL
-    for (u32 i = 0; i < 2; i++) {
-        const u8* tile = codes + (u64)least(k_tile + i, m.k_tiles - 1) * (512 * SIZE);
+    for (u32 i = 0; i < TILES; i++) {
+        const u8* tile = codes + (u64)least(stage * TILES + i, m.k_tiles - 1) * (512 * SIZE);
         UNROLL
         for (u32 j = 0; j < SIZE / 4; j++) {
             Quad quad = load16(tile + j * WARP * 16);
-            words[i][4 * j] = quad.x, words[i][4 * j + 1] = quad.y;
-            words[i][4 * j + 2] = quad.z, words[i][4 * j + 3] = quad.w;
+            to.words[i][4 * j] = quad.x, to.words[i][4 * j + 1] = quad.y;
+            to.words[i][4 * j + 2] = quad.z, to.words[i][4 * j + 3] = quad.w;
         }
     }
 }
 
-template <u32 CODE>
-DEV void decode_codes(const Matrix& m, const u32 (&words)[2][CodeBits<CODE>::value], u32 (&a)[STAGE_STEPS][4]) {
+template <u32 ARITHMETIC, u32 CODE>
+DEV void decode_codes(const Matrix& m, const StageCodes<ARITHMETIC, CODE>& codes, u32 (&a)[STAGE_STEPS][4]) {
     UNROLL
-    for (u32 s = 0; s < STAGE_STEPS; s++) integer_operand<CODE>(words[s / 2], s % 2, (u32)(m.code_offset - 8388608.0f), a[s]);
+    for (u32 s = 0; s < STAGE_STEPS; s++) {
+        if constexpr (ARITHMETIC == HALVES) {
+            float none[2] = {0.0f, 0.0f};
+            half_operand<CODE>(m, codes.words[0], s, none, a[s]);
+        } else {
+            integer_operand<CODE>(codes.words[s / 2], s % 2, (u32)(m.code_offset - 8388608.0f), a[s]);
+        }
+    }
 }
 
-// Adds up the codes themselves: a product with ones.
-template <u32 TOKENS> DEV void sum_columns(const Matrix& m, CodesSums<TOKENS>& sums, const u32 (&a)[4], u32 first) {
-    mma_s8(sums.columns, a, ones(first, m.k), ones(first + 16, m.k));
-}
+// A step's product begins.
+template <u32 TOKENS> DEV void step_product(i32 (&sums)[TOKENS / 2], const u32 (&a)[4], u64 b) { wgmma_s8<TOKENS>(sums, a, b); }
+template <u32 TOKENS> DEV void step_product(float (&sums)[TOKENS / 2], const u32 (&a)[4], u64 b) { wgmma_f16<TOKENS>(sums, a, b); }
 
 // Gives a stage back that this warp has read.
 template <u32 TOKENS> DEV void leave_stage(u32 stage) {
-    if (lane() == 0) barrier_arrive(empty_barrier<TOKENS>(stage));
+    if (lane() == 0) barrier_arrive(codes_empty<TOKENS>(stage));
 }
 
 // All of k as one segment: products of one stage run while the codes of the next are decoded.
-template <u32 CODE, bool SHIFTED>
-DEV void multiply_whole(const Matrix& m, const u8* codes, CodesRing<256>& ring, CodesSums<256>& sums) {
-    u32 words[2][CodeBits<CODE>::value], a[2][STAGE_STEPS][4], before = 0, stages = stages_of(m);
-    load_stage<CODE>(m, codes, 0, words);
+template <u32 ARITHMETIC, u32 CODE>
+DEV void multiply_whole(const Matrix& m, const u8* codes, CodesRing<256>& ring, CodesSums<ARITHMETIC, 256>& sums) {
+    StageCodes<ARITHMETIC, CODE> words;
+    u32 a[2][STAGE_STEPS][4], before = 0, stages = stages_of<ARITHMETIC>(m);
+    load_stage(m, codes, 0, words);
     wgmma_sums(sums.sums);
     for (u32 pair = 0; pair < stages; pair += 2) {
         // Registers of products under way are left alone: two sets, each known when this is compiled.
@@ -171,18 +196,23 @@ DEV void multiply_whole(const Matrix& m, const u8* codes, CodesRing<256>& ring, 
         for (u32 set = 0; set < 2; set++) {
             u32 i = pair + set;
             if (i >= stages) continue;
-            decode_codes<CODE>(m, words, a[set]);
-            if (i + 1 < stages) load_stage<CODE>(m, codes, 2 * i + 2, words);
-            barrier_wait(full_barrier<256>(ring.stage), ring.round);
+            decode_codes(m, words, a[set]);
+            if (i + 1 < stages) load_stage(m, codes, i + 1, words);
+            barrier_wait(codes_full<256>(ring.stage), ring.round);
             u32 stage = shared_address(shared()) + ring.stage * CodesRoom<256>::BYTES;
             wgmma_operands(a[set]);
             wgmma_fence();
             UNROLL
-            for (u32 s = 0; s < STAGE_STEPS; s++) wgmma_s8<256>(sums.sums, a[set][s], matrix_rows(stage + 32 * s));
+            for (u32 s = 0; s < STAGE_STEPS; s++) step_product<256>(sums.sums, a[set][s], matrix_rows(stage + 32 * s));
             wgmma_commit();
-            UNROLL
-            for (u32 s = 0; s < STAGE_STEPS; s++)
-                if (SHIFTED) sum_columns(m, sums, a[set][s], i * STAGE_K + 32 * s);
+            if constexpr (ARITHMETIC == SHIFTED_INTEGERS) {
+                // Sums of the codes themselves: a product with ones.
+                UNROLL
+                for (u32 s = 0; s < STAGE_STEPS; s++) {
+                    u32 first = i * StageK<ARITHMETIC>::K + 32 * s;
+                    mma_s8(sums.columns, a[set][s], ones(first, m.k), ones(first + 16, m.k));
+                }
+            }
             wgmma_wait<1>();
             if (i > 0) leave_stage<256>(before);
             before = ring.stage;
@@ -195,34 +225,36 @@ DEV void multiply_whole(const Matrix& m, const u8* codes, CodesRing<256>& ring, 
 }
 
 // Segments of whole stages: their sums are folded while the other warpgroup multiplies.
-template <u32 CODE>
-DEV void multiply_segments(const CodesArgs& args, const u8* codes, u32 first_token, CodesRing<128>& ring, CodesSums<128>& sums) {
+template <u32 ARITHMETIC, u32 CODE>
+DEV void multiply_segments(const CodesArgs& args, const u8* codes, u32 first_token, CodesRing<128>& ring,
+                           CodesSums<ARITHMETIC, 128>& sums) {
     const Matrix& m = args.matrix;
-    u32 words[2][CodeBits<CODE>::value], a[2][STAGE_STEPS][4], start = 0, stages = stages_of(m);
+    StageCodes<ARITHMETIC, CODE> words;
+    u32 a[2][STAGE_STEPS][4], start = 0, stages = stages_of<ARITHMETIC>(m);
     auto add = [&sums](u32 at, u32, u32, float value) { sums.out[at] = sums.out[at] + value; };
-    load_stage<CODE>(m, codes, 0, words);
-    decode_codes<CODE>(m, words, a[0]);
+    load_stage(m, codes, 0, words);
+    decode_codes(m, words, a[0]);
     for (u32 pair = 0; pair < stages; pair += 2) {
         UNROLL
         for (u32 set = 0; set < 2; set++) {
-            u32 i = pair + set, end = least((i + 1) * STAGE_K, m.k);
+            u32 i = pair + set, end = least((i + 1) * StageK<ARITHMETIC>::K, m.k);
             if (i >= stages) continue;
-            load_stage<CODE>(m, codes, 2 * i + 2, words);
-            barrier_wait(full_barrier<128>(ring.stage), ring.round);
+            load_stage(m, codes, i + 1, words);
+            barrier_wait(codes_full<128>(ring.stage), ring.round);
             u32 stage = shared_address(shared()) + ring.stage * CodesRoom<128>::BYTES;
             wgmma_sums(sums.sums);
             wgmma_operands(a[set]);
             wgmma_fence();
             UNROLL
-            for (u32 s = 0; s < STAGE_STEPS; s++) wgmma_s8<128>(sums.sums, a[set][s], matrix_rows(stage + 32 * s));
+            for (u32 s = 0; s < STAGE_STEPS; s++) step_product<128>(sums.sums, a[set][s], matrix_rows(stage + 32 * s));
             wgmma_commit();
-            decode_codes<CODE>(m, words, a[1 - set]);
+            decode_codes(m, words, a[1 - set]);
             wgmma_wait<0>();
             wgmma_sums(sums.sums);
             leave_stage<128>(ring.stage);
             advance(ring);
             if (end < m.k && end - start < args.step) continue;
-            take_sums<128, false>(args, sums, start, first_token, add);
+            take_sums(args, sums, start, first_token, add);
             start = end;
             if (start < m.k) begin_sums(m, sums, start);
         }
@@ -230,7 +262,7 @@ DEV void multiply_segments(const CodesArgs& args, const u8* codes, u32 first_tok
 }
 
 // Tile after tile of the block, 64 rows of it.
-template <u32 CODE, u32 TOKENS, bool SHIFTED> DEV void multiply_tiles(const CodesHopperArgs& all) {
+template <u32 ARITHMETIC, u32 CODE, u32 TOKENS> DEV void multiply_tiles(const CodesHopperArgs& all) {
     const CodesArgs& args = all.codes;
     const Matrix& m = args.matrix;
     constexpr u32 TILE_BYTES = 512 * CodeBits<CODE>::value;
@@ -242,7 +274,7 @@ template <u32 CODE, u32 TOKENS, bool SHIFTED> DEV void multiply_tiles(const Code
         // The last block may have one row tile only; the second half then repeats it, and nobody stores that.
         u32 row_tile = least(place.row_block * 2 + group, m.row_tiles - 1);
         const u8* codes = m.codes + (u64)row_tile * m.k_tiles * TILE_BYTES + atom * TILE_BYTES / 4 + lane() * 16;
-        CodesSums<TOKENS> sums;
+        CodesSums<ARITHMETIC, TOKENS> sums;
         sums.row = row_tile * MATRIX_TILE + atom * ATOM + lane() / 4;
         begin_sums(m, sums, 0);
         u32 row = place.row_block * CODES_HOPPER_ROWS + group * MATRIX_TILE + atom * ATOM + lane() / 4;
@@ -254,49 +286,51 @@ template <u32 CODE, u32 TOKENS, bool SHIFTED> DEV void multiply_tiles(const Code
             args.y[(u64)to * args.y_stride + (held - m.first)] = value;
         };
         if constexpr (TOKENS == 256) {
-            multiply_whole<CODE, SHIFTED>(m, codes, ring, sums);
+            multiply_whole<ARITHMETIC, CODE>(m, codes, ring, sums);
             // As a first segment is added to nothing: -0 becomes +0.
-            take_sums<TOKENS, SHIFTED>(args, sums, 0, first_token,
-                                       [&](u32 at, u32 h, u32 token, float value) { store(at, h, token, 0.0f + value); });
+            take_sums(args, sums, 0, first_token,
+                      [&](u32 at, u32 h, u32 token, float value) { store(at, h, token, 0.0f + value); });
         } else {
             UNROLL
             for (u32 i = 0; i < TOKENS / 2; i++) sums.out[i] = 0.0f;
-            multiply_segments<CODE>(args, codes, first_token, ring, sums);
+            multiply_segments<ARITHMETIC, CODE>(args, codes, first_token, ring, sums);
             UNROLL
             for (u32 j = 0; j < TOKENS / 2; j++) store(j, j / 2 % 2, j / 4 * 8 + lane() % 4 * 2 + j % 2, sums.out[j]);
         }
     }
 }
 
-template <u32 CODE, u32 TOKENS, bool SHIFTED> DEV void codes_hopper(const CodesHopperArgs& args) {
+template <u32 ARITHMETIC, u32 CODE, u32 TOKENS> DEV void codes_hopper(const CodesHopperArgs& args) {
     if (thread() == 0) {
         for (u32 i = 0; i < CodesRoom<TOKENS>::STAGES; i++) {
-            barrier_init(full_barrier<TOKENS>(i), 1);
+            barrier_init(codes_full<TOKENS>(i), 1);
             // The first lane of each warp that multiplies.
-            barrier_init(empty_barrier<TOKENS>(i), 8);
+            barrier_init(codes_empty<TOKENS>(i), 8);
         }
         barrier_init_done();
     }
     sync_block();
     if (warp() < 4) {
         registers_less<24>();
-        if (thread() == 0) copy_activations<TOKENS>(args);
+        if (thread() == 0) copy_activations<ARITHMETIC, TOKENS>(args);
     } else {
         registers_more<240>();
-        multiply_tiles<CODE, TOKENS, SHIFTED>(args);
+        multiply_tiles<ARITHMETIC, CODE, TOKENS>(args);
     }
 }
 
-#define CODES_HOPPER(name, CODE, TOKENS, SHIFTED)                                                                      \
-    KERNEL_HOPPER(codes_hopper_##name, CodesHopperArgs, CODES_HOPPER_THREADS, CodesRoom<TOKENS>::ALL) {                     \
-        codes_hopper<CODE, TOKENS, SHIFTED>(args);                                                                     \
+#define CODES_HOPPER(name, ARITHMETIC, CODE, TOKENS)                                                                   \
+    KERNEL_HOPPER(codes_hopper_##name, CodesHopperArgs, CODES_HOPPER_THREADS, CodesRoom<TOKENS>::ALL) {                \
+        codes_hopper<ARITHMETIC, CODE, TOKENS>(args);                                                                  \
     }
 
-CODES_HOPPER(int4, CODE_INT4, 256, false)
-CODES_HOPPER(int8, CODE_INT8, 256, false)
-CODES_HOPPER(int4_shifted, CODE_INT4, 256, true)
-CODES_HOPPER(int8_shifted, CODE_INT8, 256, true)
-CODES_HOPPER(int4_segments, CODE_INT4, 128, false)
-CODES_HOPPER(int8_segments, CODE_INT8, 128, false)
+CODES_HOPPER(int4, INTEGERS, CODE_INT4, 256)
+CODES_HOPPER(int8, INTEGERS, CODE_INT8, 256)
+CODES_HOPPER(int4_shifted, SHIFTED_INTEGERS, CODE_INT4, 256)
+CODES_HOPPER(int8_shifted, SHIFTED_INTEGERS, CODE_INT8, 256)
+CODES_HOPPER(int4_segments, INTEGERS, CODE_INT4, 128)
+CODES_HOPPER(int8_segments, INTEGERS, CODE_INT8, 128)
+CODES_HOPPER(e4m3, HALVES, CODE_E4M3, 256)
+CODES_HOPPER(e4m3_segments, HALVES, CODE_E4M3, 128)
 
 #endif  // HOPPER

@@ -103,15 +103,17 @@ DEV float e4m3(u32 code) {
     return (code & 0x7f) == 0x7f ? NAN : value * 0x1p120f;
 }
 
-// Element of an operand: one of four kinds, as a float, which holds all of them.
+DEV u32 bytes_of(Element kind) { return kind == Element::Bf16 || kind == Element::F16 ? 2 : 1; }
+
+// Element of an operand, as a float, which holds all of its kinds.
 DEV float element(Element kind, const u8* from) {
     u16 half = 0;
-    if (kind == Element::Bf16) memcpy(&half, from, 2);
-    return kind == Element::Bf16 ? bf16(half) : kind == Element::S8 ? (float)(int8_t)*from : e4m3(*from);
+    if (bytes_of(kind) == 2) memcpy(&half, from, 2);
+    return kind == Element::Bf16 ? bf16(half) : kind == Element::F16 ? f16(half) : kind == Element::S8 ? (float)(int8_t)*from : e4m3(*from);
 }
 
 DEV void perform(const Product& product) {
-    const u32 K = product.kind == Element::Bf16 ? 16 : 32, SIZE = 32 / K, N = product.n;
+    const u32 SIZE = bytes_of(product.kind), K = 32 / SIZE, N = product.n;
     static thread_local float left[64][32], right[32][256];
     for (u32 row = 0; row < 64; row++)
         for (u32 k = 0; k < K; k++) {
@@ -266,6 +268,9 @@ template <u32 N> DEV void wgmma_bf16_columns(float (&d)[N / 2], const u32 (&a)[4
 }
 template <u32 N> DEV void wgmma_bf16_shared(float (&d)[N / 2], u64 a, u64 b) {
     simt::issue(simt::Element::Bf16, N, d, nullptr, a, b, false);
+}
+template <u32 N> DEV void wgmma_f16(float (&d)[N / 2], const u32 (&a)[4], u64 b) {
+    simt::issue(simt::Element::F16, N, d, a, 0, b, false);
 }
 template <u32 N> DEV void wgmma_e4m3(float (&d)[N / 2], const u32 (&a)[4], u64 b) {
     simt::issue(simt::Element::E4m3, N, d, a, 0, b, false);

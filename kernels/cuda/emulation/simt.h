@@ -113,7 +113,7 @@ struct BulkCopy {
 };
 
 // What operands of a warpgroup's product are.
-enum class Element : u32 { Bf16, E4m3, S8 };
+enum class Element : u32 { Bf16, F16, E4m3, S8 };
 
 // A product that a warpgroup has issued.
 struct Product {

@@ -21,10 +21,10 @@ const ROWS: usize = 128;
 const TOKENS: usize = 128;
 /// Sums that one block of `sum_codes` makes.
 const SUMS: usize = 8;
-/// k of one stage of Hopper's kernels: `STAGE_K`.
-const STAGE: usize = 128;
+/// Instructions of one stage of Hopper's kernels: `STAGE_STEPS`.
+const STEPS: usize = 4;
 
-/// Which tensor cores multiply integer codes. The bits are the same.
+/// Which tensor cores multiply codes. The bits of integers are the same on either; sums of fp8 are not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CodeCores {
     /// Warp by warp, as on every GPU.
@@ -113,17 +113,22 @@ impl Arithmetic {
 
     /// The kernel of Hopper, and the tokens of its blocks; `None` where the others do it.
     fn hopper(self, class: CodeClass, step: usize, k: usize) -> Option<(&'static str, usize)> {
-        let (names, tokens) = match self {
-            Arithmetic::Integers if step >= k => (["codes_hopper_int4", "codes_hopper_int8"], 256),
-            Arithmetic::ShiftedIntegers if step >= k => {
-                (["codes_hopper_int4_shifted", "codes_hopper_int8_shifted"], 256)
+        let (whole, stages) = (step >= k, step.is_multiple_of(STEPS * self.k()));
+        let integers = |tokens, names| of_integers(class, names).map(|name| (name, tokens));
+        match self {
+            Arithmetic::Integers if whole => integers(256, ["codes_hopper_int4", "codes_hopper_int8"]),
+            Arithmetic::ShiftedIntegers if whole => {
+                integers(256, ["codes_hopper_int4_shifted", "codes_hopper_int8_shifted"])
             }
-            Arithmetic::Integers if step.is_multiple_of(STAGE) => {
-                (["codes_hopper_int4_segments", "codes_hopper_int8_segments"], 128)
+            Arithmetic::Integers if stages => {
+                integers(128, ["codes_hopper_int4_segments", "codes_hopper_int8_segments"])
             }
-            Arithmetic::Integers | Arithmetic::ShiftedIntegers | Arithmetic::Halves => return None,
-        };
-        of_integers(class, names).map(|name| (name, tokens))
+            Arithmetic::Halves if class == CodeClass::E4m3 && whole => Some(("codes_hopper_e4m3", 256)),
+            Arithmetic::Halves if class == CodeClass::E4m3 && stages => {
+                Some(("codes_hopper_e4m3_segments", 128))
+            }
+            Arithmetic::Integers | Arithmetic::ShiftedIntegers | Arithmetic::Halves => None,
+        }
     }
 }
 
@@ -141,6 +146,8 @@ pub(super) struct CodesProduct<'a, M> {
     kernel: &'static str,
     /// Of Hopper, and the tokens of its blocks.
     pub(super) hopper: Option<(&'static str, usize)>,
+    /// What activations are to the copy engine: bytes, or any 16 bits.
+    element: TensorElement,
     /// Whether sums of inputs are wanted.
     input_sums: bool,
     /// k of one segment.
@@ -172,6 +179,10 @@ pub(super) fn takes<'a, M>(
     Ok(arithmetic.kernel(weight.class()).filter(|_| whole).map(|kernel| CodesProduct {
         kernel,
         hopper: arithmetic.hopper(weight.class(), product.step, weight.k),
+        element: match arithmetic {
+            Arithmetic::Integers | Arithmetic::ShiftedIntegers => TensorElement::Byte,
+            Arithmetic::Halves => TensorElement::Bf16,
+        },
         input_sums: arithmetic == Arithmetic::ShiftedIntegers && weight.zeros.is_some(),
         step: product.step,
         segment: *segment,
@@ -212,7 +223,14 @@ pub(super) fn product<D: Device>(
     let row_blocks = (matrix.row_tiles as usize * TILE).div_ceil(ROWS);
     match product.hopper {
         Some((kernel, tokens)) if cuda.code_cores == CodeCores::Warpgroups && device.has_warpgroups() => {
-            on_warpgroups(device, kernel, (row_blocks, m.div_ceil(tokens)), tokens, k, args)
+            on_warpgroups(
+                device,
+                kernel,
+                (row_blocks, m.div_ceil(tokens)),
+                (tokens, product.element),
+                k,
+                args,
+            )
         }
         Some(_) | None => {
             device.launch(Queue::Compute, product.kernel, [row_blocks, m.div_ceil(TOKENS), 1], &args)
@@ -225,18 +243,18 @@ fn on_warpgroups<D: Device>(
     device: &D,
     kernel: &'static str,
     (row_blocks, token_blocks): (usize, usize),
-    tokens: usize,
+    (tokens, element): (usize, TensorElement),
     k: usize,
     codes: CodesArgs,
 ) -> Result<(), KernelError> {
-    let row_bytes = k.next_multiple_of(TILE);
+    let columns = k.next_multiple_of(TILE);
     let x = device.tensor_map(&TensorTile {
         address: codes.x,
         rows: codes.m as usize,
-        columns: row_bytes,
-        row_bytes,
+        columns,
+        row_bytes: columns * element.bytes(),
         box_rows: tokens,
-        element: TensorElement::Byte,
+        element,
     })?;
     let blocks = device.multiprocessors().min(row_blocks * token_blocks);
     let args = CodesHopperArgs {

@@ -215,8 +215,12 @@ fn warpgroups_take_segments_of_whole_stages() {
     assert_eq!(kernel(integer(4, group(128)), token(true)), Some("codes_hopper_int4_segments"));
     assert_eq!(kernel(integer(4, group(64)), token(true)), None);
     assert_eq!(kernel(integer(4, group(128)), token(false)), None);
-    let fp8 = exact(Code::E4m3, true, TOKEN, DYNAMIC);
-    assert_eq!(kernel(affine(Code::E4m3, DType::F32, Sharing::Channel), fp8), None);
+    let fp8 = || exact(Code::E4m3, true, TOKEN, DYNAMIC);
+    let scheme = |sharing| affine(Code::E4m3, DType::F32, sharing);
+    assert_eq!(kernel(scheme(Sharing::Channel), fp8()), Some("codes_hopper_e4m3"));
+    assert_eq!(kernel(scheme(group(64)), fp8()), Some("codes_hopper_e4m3_segments"));
+    assert_eq!(kernel(scheme(group(32)), fp8()), None);
+    assert_eq!(kernel(integer(4, Sharing::Channel), fp8()), None);
 }
 
 #[test]
@@ -226,17 +230,20 @@ fn fp8_codes_on_tensor_cores_are_the_products_of_the_cpu() {
     let pairs = [
         (affine(Code::E4m3, DType::F32, Sharing::Channel), fp8(TOKEN)),
         (affine(Code::E4m3, DType::F32, block), fp8(ActivationSharing::Group { size: 96 })),
+        (affine(Code::E4m3, DType::F16, group(64)), fp8(ActivationSharing::Group { size: 64 })),
         (integer(4, group(32)).with_zeros(), fp8(TOKEN)),
         (integer(8, group(16)).with_zeros().permuted(), fp8(ActivationSharing::Tensor)),
     ];
     for (index, schedule) in Schedule::ALL.into_iter().cycle().take(12).enumerate() {
         let (device, (scheme, treatment)) = (Emulated::new(schedule), &pairs[index % pairs.len()]);
+        let cores = [CodeCores::Warps, CodeCores::Warpgroups][index / 6];
         let (n, k) = (150, 480);
         let matrix = tiled(n, k, *scheme, index as u64);
         let x = treated(70, k, treatment, Compute::Bf16);
         let expected: Vec<f64> = on_the_cpu(&x, &matrix, 16..n).iter().map(|y| f64::from(*y)).collect();
-        let found = on_the_device(&Cuda::new(device), &x, &matrix, 16..n, Compute::Bf16);
-        check_close(&found, &expected, &format!("{scheme:?} with {treatment:?}"));
+        let cuda = Cuda::new(device.with_warpgroups(Warpgroups::Present)).with_code_cores(cores);
+        let found = on_the_device(&cuda, &x, &matrix, 16..n, Compute::Bf16);
+        check_close(&found, &expected, &format!("{scheme:?} with {treatment:?} on {cores:?}"));
     }
 }
 
