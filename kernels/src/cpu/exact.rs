@@ -215,9 +215,11 @@ impl Segments<'_> {
         let at = |row: usize| row * per_row + start / self.scales.segment;
         let mut factors = [RowFactors::default(); STRIP];
         for (factors, row) in factors.iter_mut().zip(rows.clone()) {
+            let offset = self.scales.offsets.get(at(row)).copied().unwrap_or(0.0);
             *factors = RowFactors {
                 scale: self.scales.scales[at(row)],
-                offset: self.scales.offsets.get(at(row)).copied().unwrap_or(0.0),
+                offset,
+                far: (offset - self.shift()).abs() > NEAR,
                 input_sum: self
                     .input_sums
                     .get(row * self.x.k.div_ceil(self.step) + segment)
@@ -227,6 +229,14 @@ impl Segments<'_> {
         }
         let first = rows.start - task.inputs.start;
         fold_rows(self.isa, &fold, &factors[..rows.len()], &mut task.out, first, half);
+    }
+
+    /// What words are above codes.
+    fn shift(&self) -> f32 {
+        match self.x.unit {
+            Unit::Quad => 128.0,
+            Unit::Float | Unit::SwappedFloat | Unit::Pair | Unit::Short => 0.0,
+        }
     }
 
     fn floats(&self) -> bool {
@@ -265,6 +275,8 @@ pub(super) struct RowFactors {
     scale: f32,
     /// What inputs are shifted by: `word - offset` is the code less its zero point.
     offset: f32,
+    /// Whether the zero point is beyond [`NEAR`].
+    far: bool,
     /// Sum of the words, where weights have zero points.
     input_sum: i32,
 }
@@ -296,7 +308,7 @@ fn fold_each(fold: &Fold<'_>, rows: &[RowFactors], out: &mut TaskOut<'_>, first:
 fn fold_line(fold: &Fold<'_>, factors: &RowFactors, line: &[i32; HALF], out: &mut [f32; HALF]) {
     let sums = if fold.floats {
         line.map(|bits| f32::from_bits(bits.cast_unsigned()))
-    } else if factors.offset.abs() > NEAR {
+    } else if factors.far {
         shift_far_back(fold, factors, line)
     } else if fold.zeros.is_empty() {
         let offset = factors.offset as i32;
@@ -318,8 +330,9 @@ fn fold_line(fold: &Fold<'_>, factors: &RowFactors, line: &[i32; HALF], out: &mu
     }
 }
 
-/// Offsets up to here leave sums within 32 bits: of dynamic scales those of inputs around zero.
-const NEAR: f32 = 512.0;
+/// Zero points up to here leave a code less its own within 256 in magnitude, and sums within 32 bits: of dynamic scales
+/// those of inputs around zero.
+const NEAR: f32 = 128.0;
 
 /// `sum of (u - o)(w - z) = sum of u w - o sum of w - z (sum of u - o length)`, in 32 bits.
 #[inline(always)]

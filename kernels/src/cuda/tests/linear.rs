@@ -237,7 +237,7 @@ fn fp8_codes_on_tensor_cores_are_the_products_of_the_cpu() {
     for (index, schedule) in Schedule::ALL.into_iter().cycle().take(12).enumerate() {
         let (device, (scheme, treatment)) = (Emulated::new(schedule), &pairs[index % pairs.len()]);
         let cores = [CodeCores::Warps, CodeCores::Warpgroups][index / 6];
-        let (n, k) = (150, 480);
+        let (n, k) = (150, 576);
         let matrix = tiled(n, k, *scheme, index as u64);
         let x = treated(70, k, treatment, Compute::Bf16);
         let expected: Vec<f64> = on_the_cpu(&x, &matrix, 16..n).iter().map(|y| f64::from(*y)).collect();
