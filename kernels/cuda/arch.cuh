@@ -135,8 +135,6 @@ DEV double fused(double a, double b, double c) { return __fma_rn(a, b, c); }
 DEV float root(float x) { return __fsqrt_rn(x); }
 DEV float nearest(float x) { return rintf(x); }
 DEV float magnitude(float x) { return fabsf(x); }
-// Four of the eight bytes of `low` and `high`, each named by 4 bits of `selector`: 0 to 3 in `low`, 4 to 7 in `high`.
-DEV u32 pick_bytes(u32 low, u32 high, u32 selector) { return __byte_perm(low, high, selector); }
 
 DEV u32 bits_of(float x) { return __float_as_uint(x); }
 DEV float float_of(u32 bits) { return __uint_as_float(bits); }

@@ -17,7 +17,7 @@ struct CodesArgs {
     u32 segment;              // k that share an activation scale
 };
 
-enum Arithmetic : u32 {
+enum CodeArithmetic : u32 {
     // Both sides are integers without zero points, or with some.
     INTEGERS,
     SHIFTED_INTEGERS,

@@ -389,15 +389,6 @@ DEV float root(float x) { return std::sqrt(x); }
 DEV float nearest(float x) { return std::nearbyintf(x); }
 DEV float magnitude(float x) { return std::fabs(x); }
 
-DEV u32 pick_bytes(u32 low, u32 high, u32 selector) {
-    u64 bytes = (u64)high << 32 | low;
-    u32 picked = 0;
-    // Bit 3 of a name spreads a sign on the device: nobody may ask for it.
-    if (selector & 0x8888) simt::leave_block(simt::Failure::Misuse);
-    for (u32 i = 0; i < 4; i++) picked |= (u32)(bytes >> (8 * (selector >> (4 * i) & 7)) & 255) << (8 * i);
-    return picked;
-}
-
 DEV u32 bits_of(float x) { u32 bits; memcpy(&bits, &x, 4); return bits; }
 DEV float float_of(u32 bits) { float x; memcpy(&x, &bits, 4); return x; }
 DEV u64 bits_of(double x) { u64 bits; memcpy(&bits, &x, 8); return bits; }

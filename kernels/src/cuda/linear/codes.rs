@@ -11,7 +11,7 @@ use ctq_container::TILE;
 use crate::cuda::Cuda;
 use crate::cuda::buffer::OperandKind;
 use crate::cuda::device::{Address, Arguments, Device, Queue, TensorElement, TensorMap, TensorTile};
-use crate::cuda::linear::{Input, Output};
+use crate::cuda::linear::{Input, LinearPath, Output};
 use crate::cuda::matrix::{CodeClass, CudaMatrix, MatrixArgs, Worth};
 use crate::exact_product::Sums;
 use crate::{Compute, KernelError};
@@ -23,15 +23,6 @@ const TOKENS: usize = 128;
 const SUMS: usize = 8;
 /// Instructions of one stage of Hopper's kernels: `STAGE_STEPS`.
 const STEPS: usize = 4;
-
-/// Which tensor cores multiply codes. The bits of integers are the same on either; sums of fp8 are not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CodeCores {
-    /// Warp by warp, as on every GPU.
-    Warps,
-    /// Hopper's warpgroups, where the device has them and segments are long enough.
-    Warpgroups,
-}
 
 /// `CodesArgs`.
 #[derive(Clone, Copy, NoUninit)]
@@ -84,7 +75,7 @@ struct CodeSumArgs {
 // SAFETY: as the structure of that name in linear_codes.cu.
 unsafe impl Arguments for CodeSumArgs {}
 
-/// Kernels that make the sums: `Arithmetic`.
+/// Kernels that make the sums: `CodeArithmetic`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Arithmetic {
     Integers,
@@ -222,7 +213,7 @@ pub(super) fn product<D: Device>(
     };
     let row_blocks = (matrix.row_tiles as usize * TILE).div_ceil(ROWS);
     match product.hopper {
-        Some((kernel, tokens)) if cuda.code_cores == CodeCores::Warpgroups && device.has_warpgroups() => {
+        Some((kernel, tokens)) if cuda.linears == Some(LinearPath::Hopper) && device.has_warpgroups() => {
             on_warpgroups(
                 device,
                 kernel,

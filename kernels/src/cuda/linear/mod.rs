@@ -22,7 +22,6 @@ use crate::cuda::linear::hopper::Epilogue;
 use crate::cuda::matrix::{CudaMatrix, Worth};
 use crate::{Compute, KernelError};
 
-pub use self::codes::CodeCores;
 pub(crate) use self::dense::{Scratches, scratch_bytes};
 pub(crate) use self::fused::FusedProduct;
 pub(crate) use self::gated::gated;

@@ -52,7 +52,8 @@ impl fmt::Display for LinearPath {
     }
 }
 
-/// The path of a product on tensor cores. Other operands have kernels of their own, whatever this says.
+/// The path of a product of bf16 operands on tensor cores. Other operands have kernels of their own; those of codes are
+/// Hopper's where that is asked for.
 ///
 /// The rule without a choice: the library where the device has one and the whole matrix is large, else the fused
 /// kernels. Hopper's kernels have not been measured beside them yet, so nothing is given to them.

@@ -183,7 +183,7 @@ fn products_of_codes_on_warpgroups_have_the_bits_of_the_cpu() {
     ];
     for schedule in Schedule::ALL {
         let device = Emulated::new(schedule).with_warpgroups(Warpgroups::Present);
-        let cuda = Cuda::new(device).with_code_cores(CodeCores::Warpgroups);
+        let cuda = Cuda::new(device).with_linears(Some(LinearPath::Hopper));
         for (seed, (scheme, treatment, m, k)) in integers.iter().enumerate() {
             let n = 330;
             let matrix = tiled(n, *k, *scheme, seed as u64);
@@ -236,14 +236,14 @@ fn fp8_codes_on_tensor_cores_are_the_products_of_the_cpu() {
     ];
     for (index, schedule) in Schedule::ALL.into_iter().cycle().take(12).enumerate() {
         let (device, (scheme, treatment)) = (Emulated::new(schedule), &pairs[index % pairs.len()]);
-        let cores = [CodeCores::Warps, CodeCores::Warpgroups][index / 6];
+        let path = [LinearPath::Fused, LinearPath::Hopper][index / 6];
         let (n, k) = (150, 576);
         let matrix = tiled(n, k, *scheme, index as u64);
         let x = treated(70, k, treatment, Compute::Bf16);
         let expected: Vec<f64> = on_the_cpu(&x, &matrix, 16..n).iter().map(|y| f64::from(*y)).collect();
-        let cuda = Cuda::new(device.with_warpgroups(Warpgroups::Present)).with_code_cores(cores);
+        let cuda = Cuda::new(device.with_warpgroups(Warpgroups::Present)).with_linears(Some(path));
         let found = on_the_device(&cuda, &x, &matrix, 16..n, Compute::Bf16);
-        check_close(&found, &expected, &format!("{scheme:?} with {treatment:?} on {cores:?}"));
+        check_close(&found, &expected, &format!("{scheme:?} with {treatment:?} on {path}"));
     }
 }
 
