@@ -5,7 +5,7 @@ use std::env;
 use anyhow::bail;
 use ctq_kernels::cpu::Cpu;
 use ctq_kernels::cuda::driver::{CudaDevice, Machine, NcclLibrary, WhyNot, probe};
-use ctq_kernels::cuda::{Cuda, LinearPath, scratch_bytes};
+use ctq_kernels::cuda::{AttentionPath, Cuda, LinearPath, scratch_bytes};
 use ctq_kernels::{Backend, BackendIdentity};
 use ctq_model::Inventory;
 use ctq_model::inventory::{Linear, LinearClass};
@@ -22,6 +22,15 @@ use crate::{cache, machine};
 pub(crate) fn linears() -> anyhow::Result<Option<LinearPath>> {
     let value = env::var_os(LinearPath::VARIABLE).map(|value| value.to_string_lossy().into_owned());
     LinearPath::asked_for(value.as_deref()).map_err(anyhow::Error::msg)
+}
+
+/// The kernel that bf16 attention is asked to go through, in place of the rule.
+///
+/// # Errors
+/// Where the variable names none.
+pub(crate) fn attention() -> anyhow::Result<Option<AttentionPath>> {
+    let value = env::var_os(AttentionPath::VARIABLE).map(|value| value.to_string_lossy().into_owned());
+    AttentionPath::asked_for(value.as_deref()).map_err(anyhow::Error::msg)
 }
 
 /// Something to do on whichever backend computes.
@@ -102,7 +111,7 @@ impl Opened {
         let ordinals = wanted.of(&usable);
         report.detail("making the CUDA kernels ready; the first time takes a while");
         let cache = cache::folder().ok();
-        let linears = linears()?;
+        let (linears, attention) = (linears()?, attention()?);
         let mut devices = Vec::with_capacity(ordinals.len());
         for ordinal in ordinals {
             let device = CudaDevice::open(&machine, ordinal, memory, cache.as_deref())?;
@@ -110,7 +119,7 @@ impl Opened {
             for note in device.take_notes() {
                 report.note(&note);
             }
-            devices.push(Cuda::new(device).with_linears(linears));
+            devices.push(Cuda::new(device).with_linears(linears).with_attention(attention));
         }
         CudaDevice::connect(&devices.iter().map(Cuda::device).collect::<Vec<_>>())?;
         let nccl = match &machine.nccl {

@@ -118,6 +118,8 @@ DEV double shuffle_xor(double value, u32 mask) { return __shfl_xor_sync(~0u, val
 DEV u32 shuffle_xor(u32 value, u32 mask) { return __shfl_xor_sync(~0u, value, mask); }
 DEV float shuffle(float value, u32 from) { return __shfl_sync(~0u, value, from); }
 DEV u32 shuffle(u32 value, u32 from) { return __shfl_sync(~0u, value, from); }
+// Whether it is so for all lanes of the warp.
+DEV bool every_lane(bool so) { return __all_sync(~0u, so); }
 
 struct Quad { u32 x, y, z, w; };
 // 16 bytes that no kernel writes while this one runs.
@@ -125,6 +127,13 @@ DEV Quad load16(const void* from) {
     uint4 v = __ldg((const uint4*)from);
     return Quad{v.x, v.y, v.z, v.w};
 }
+// Two floats, aligned to 8 bytes.
+struct Pair { float x, y; };
+DEV Pair load8(const float* from) {
+    float2 v = __ldg((const float2*)from);
+    return Pair{v.x, v.y};
+}
+DEV void store8(float* to, Pair value) { *(float2*)to = make_float2(value.x, value.y); }
 // 16 bytes to an aligned place in global or shared memory.
 DEV void store16(void* to, Quad value) { *(uint4*)to = make_uint4(value.x, value.y, value.z, value.w); }
 
@@ -135,6 +144,12 @@ DEV double fused(double a, double b, double c) { return __fma_rn(a, b, c); }
 DEV float root(float x) { return __fsqrt_rn(x); }
 DEV float nearest(float x) { return rintf(x); }
 DEV float magnitude(float x) { return fabsf(x); }
+// The larger of two; NaN where one is NaN. One instruction, unlike most().
+DEV float maximum(float a, float b) {
+    float larger;
+    asm("max.NaN.f32 %0, %1, %2;\n" : "=f"(larger) : "f"(a), "f"(b));
+    return larger;
+}
 
 DEV u32 bits_of(float x) { return __float_as_uint(x); }
 DEV float float_of(u32 bits) { return __uint_as_float(bits); }

@@ -4,7 +4,7 @@
 // 16 a warp: a warp's scores, probabilities and sums over values stay in its registers. Which tiles there are depends
 // on the position in the window alone, and a tile that a query does not see leaves its bits as they are: so neither
 // other windows, nor heads, nor the block's other queries show in a result.
-#include "attention.cuh"
+#include "attention_softmax.cuh"
 
 namespace attention {
 
@@ -70,12 +70,7 @@ struct AttendBf16Args {
     // Query heads that share a key head.
     u32 group, first_kv_head;
     u32 head_dim;
-    // Positions seen.
-    u32 window;
-    // 1 / sqrt(head_dim).
-    float scale;
-    // Scores become softcap * tanh(score / softcap); 0 for none.
-    float softcap;
+    attention::Scoring scoring;
 };
 
 namespace attention {
@@ -96,8 +91,7 @@ template <u32 D> struct Queries {
     u32 operands[Tile<D>::KEEP_QUERIES ? D / 16 : 1][4];
     // Sums over values, [8 dimensions][row, dimension]: of both rows dimensions 2 * (lane % 4) and the next.
     float sums[D / 8][4];
-    // Largest score so far, and this thread's part of the denominator.
-    float largest[2], total[2];
+    Running running;
     // Position of the first row.
     u32 position;
 };
@@ -168,73 +162,12 @@ template <u32 D> DEV void score(float (&scores)[KEYS / 8][4], const Queries<D>& 
     }
 }
 
-// Scales and caps scores, and takes out what a query does not see.
-DEV void restrict_scores(float (&scores)[KEYS / 8][4], u32 tile, u32 position, const AttendBf16Args& args) {
-    UNROLL
-    for (u32 i = 0; i < KEYS / 8; i++)
-        UNROLL
-        for (u32 e = 0; e < 4; e++) scores[i][e] *= args.scale;
-    if (args.softcap > 0.0f) {
-        float inverse = 1.0f / args.softcap;
-        UNROLL
-        for (u32 i = 0; i < KEYS / 8; i++)
-            UNROLL
-            for (u32 e = 0; e < 4; e++) scores[i][e] = args.softcap * tanh_fast(scores[i][e] * inverse);
-    }
-    // Every query of the warp sees all of the tile.
-    u32 first = tile * KEYS;
-    if (first + KEYS - 1 <= position && first_seen(position + 15, args.window) <= first) return;
-    UNROLL
-    for (u32 i = 0; i < KEYS / 8; i++)
-        UNROLL
-        for (u32 e = 0; e < 4; e++) {
-            u32 key = first + 8 * i + 2 * (lane() % 4) + e % 2;
-            u32 query = position + lane() / 4 + 8 * (e / 2);
-            bool seen = key <= query && key >= first_seen(query, args.window);
-            scores[i][e] = seen ? scores[i][e] : -float_of(0x7f800000);
-        }
-}
-
-// Turns scores into exponentials under the running maximum, and rescales what was summed so far.
-template <u32 D> DEV void fold(float (&scores)[KEYS / 8][4], Queries<D>& queries) {
-    const float LEAST = -float_of(0x7f800000);
-    UNROLL
-    for (u32 row = 0; row < 2; row++) {
-        float largest = queries.largest[row];
-        UNROLL
-        for (u32 i = 0; i < KEYS / 8; i++) largest = most(most(largest, scores[i][2 * row]), scores[i][2 * row + 1]);
-        largest = most(largest, shuffle_xor(largest, 1));
-        largest = most(largest, shuffle_xor(largest, 2));
-        // A query that has seen no key yet: its exponentials must be 0.
-        float origin = largest == LEAST ? 0.0f : largest;
-        float shrink = exp_fast(queries.largest[row] - origin);
-        queries.largest[row] = largest;
-        float sum = 0.0f;
-        UNROLL
-        for (u32 i = 0; i < KEYS / 8; i++)
-            UNROLL
-            for (u32 e = 0; e < 2; e++) {
-                scores[i][2 * row + e] = exp_fast(scores[i][2 * row + e] - origin);
-                sum += scores[i][2 * row + e];
-            }
-        queries.total[row] = queries.total[row] * shrink + sum;
-        UNROLL
-        for (u32 d = 0; d < D / 8; d++) {
-            queries.sums[d][2 * row] *= shrink;
-            queries.sums[d][2 * row + 1] *= shrink;
-        }
-    }
-}
-
-// Adds the products of a tile's exponentials, rounded, with its values. What a thread holds of the scores is what it
-// must hold of the left operand.
+// Adds the products of a tile's exponentials, rounded, with its values.
 template <u32 D> DEV void mix(Queries<D>& queries, const float (&scores)[KEYS / 8][4], u32 values) {
     UNROLL
     for (u32 k = 0; k < KEYS / 16; k++) {
-        const float(&low)[4] = scores[2 * k];
-        const float(&high)[4] = scores[2 * k + 1];
-        u32 left[4] = {pack_bf16(low[0], low[1]), pack_bf16(low[2], low[3]), pack_bf16(high[0], high[1]),
-                       pack_bf16(high[2], high[3])};
+        u32 left[4];
+        as_operand(left, scores, k);
         UNROLL
         for (u32 n = 0; n < D / 16; n++) {
             u32 right[4];
@@ -246,12 +179,10 @@ template <u32 D> DEV void mix(Queries<D>& queries, const float (&scores)[KEYS / 
 }
 
 // Divides by the denominator and writes the rows that there are.
-template <u32 D> DEV void finish(const Queries<D>& queries, const AttendBf16Args& args, const Item& item) {
+template <u32 D> DEV void finish(Queries<D>& queries, const AttendBf16Args& args, const Item& item) {
     UNROLL
     for (u32 row = 0; row < 2; row++) {
-        float total = queries.total[row];
-        total += shuffle_xor(total, 1);
-        total += shuffle_xor(total, 2);
+        divide(queries.sums, row, args.head_dim, denominator(queries.running, row));
         u32 query = queries.position + lane() / 4 + 8 * row;
         if (!is_there(item, query)) continue;
         float* to = args.output + (row_of(item, query) * args.heads + block_y()) * args.head_dim;
@@ -260,23 +191,19 @@ template <u32 D> DEV void finish(const Queries<D>& queries, const AttendBf16Args
             UNROLL
             for (u32 e = 0; e < 2; e++) {
                 u32 column = 8 * d + 2 * (lane() % 4) + e;
-                if (column < args.head_dim) to[column] = queries.sums[d][2 * row + e] / total;
+                if (column < args.head_dim) to[column] = queries.sums[d][2 * row + e];
             }
     }
 }
 
-// No sums yet; a sink is a score whose value is 0, and one thread of the four that share a row counts it.
+// No sums yet.
 template <u32 D> DEV void begin(Queries<D>& queries, const AttendBf16Args& args, const Item& item) {
     queries.position = item.first + 16 * warp();
     UNROLL
     for (u32 d = 0; d < D / 8; d++)
         UNROLL
         for (u32 e = 0; e < 4; e++) queries.sums[d][e] = 0.0f;
-    UNROLL
-    for (u32 row = 0; row < 2; row++) {
-        queries.largest[row] = args.sinks ? args.sinks[block_y()] : -float_of(0x7f800000);
-        queries.total[row] = args.sinks && lane() % 4 == 0 ? 1.0f : 0.0f;
-    }
+    begin_softmax(queries.running, args.sinks ? args.sinks + block_y() : nullptr);
 }
 
 // One block. Grid: (item, head from first_head on).
@@ -288,7 +215,7 @@ template <u32 D> DEV void attend_block(const AttendBf16Args& args) {
     const u16* values = args.values + window;
     u32 key_tile = shared_address(shared()), value_tile = key_tile + Tile<D>::BYTES;
     u32 query_tile = key_tile + Tile<D>::SHARED - Tile<D>::BYTES;
-    Tiles tiles = tiles_seen(item.first, least(item.first + QUERIES, item.length) - 1, args.window);
+    Tiles tiles = tiles_seen(item.first, least(item.first + QUERIES, item.length) - 1, args.scoring.window);
 
     copy_tile<D>(key_tile, keys, tiles.begin, item.length);
     copy_commit();
@@ -312,8 +239,8 @@ template <u32 D> DEV void attend_block(const AttendBf16Args& args) {
         sync_block();
         if (tile + 1 < tiles.end) copy_tile<D>(key_tile, keys, tile + 1, item.length);
         copy_commit();
-        restrict_scores(scores, tile, queries.position, args);
-        fold(scores, queries);
+        restrict_scores(scores, tile, queries.position, args.scoring);
+        rescale(queries.sums, exponentials(scores, queries.running));
         copy_wait<1>();
         sync_block();
         mix(queries, scores, value_tile);

@@ -195,5 +195,8 @@ DEV u64 matrix_rows(u32 address) {
 DEV u64 matrix_columns(u32 address, u32 box_bytes) {
     return (u64)(address >> 4 & 0x3fff) | (u64)(box_bytes >> 4) << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
 }
+// The operand so many bytes further on, with less arithmetic than a new descriptor: shared memory ends below 2^18, so
+// nothing is carried out of the address.
+DEV u64 matrix_after(u64 matrix, u32 bytes) { return matrix >> 32 << 32 | ((u32)matrix + (bytes >> 4)); }
 
 #endif

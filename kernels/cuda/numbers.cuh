@@ -36,9 +36,13 @@ DEV float exp_rounded(float x) {
 // x / (1 + e^-x).
 DEV float silu(float x) { return x / (1.0f + exp_rounded(-x)); }
 
-// e^x for x of at most 88, within about one unit in the last place of f32, in f32 alone: 2^n times a polynomial (that
-// of Cephes' expf) on |r| <= ln(2)/2. Below -87, close to the smallest normal number, it is 0. exp_fast(0) is 1.
-DEV float exp_fast(float x) {
+// e^x = p * 2^n for x of at most 88, in f32 alone: p is a polynomial (that of Cephes' expf) on |r| <= ln(2)/2.
+struct Exponential {
+    float p;
+    // Its low bits are those of n.
+    u32 n;
+};
+DEV Exponential exponential_parts(float x) {
     // Adding 1.5 * 2^23 rounds to an integer, which is then in the low bits.
     const float ROUND = 12582912.0f;
     float shifted = fused(x, 1.44269504f, ROUND);
@@ -51,9 +55,22 @@ DEV float exp_fast(float x) {
     p = fused(p, r, 4.1665795894e-2f);
     p = fused(p, r, 1.6666665459e-1f);
     p = fused(p, r, 5.0000001201e-1f);
-    p = fused(p, r * r, r) + 1.0f;
+    return Exponential{fused(p, r * r, r) + 1.0f, bits_of(shifted)};
+}
+
+// e^x for x of at most 88, within about one unit in the last place of f32. Below -87, close to the smallest normal
+// number, it is 0. exp_fast(0) is 1.
+DEV float exp_fast(float x) {
+    Exponential parts = exponential_parts(x);
     // A NaN is in p already, whatever its exponent.
-    float scaled = p * float_of((bits_of(shifted) + 127u) << 23);
+    float scaled = parts.p * float_of((parts.n + 127u) << 23);
+    return x < -87.0f ? 0.0f : scaled;
+}
+
+// The same for an x that is no NaN. What is not 0 is a normal number: a sum of exponents is the product with 2^n.
+DEV float exp_fast_number(float x) {
+    Exponential parts = exponential_parts(x);
+    float scaled = float_of(bits_of(parts.p) + (parts.n << 23));
     return x < -87.0f ? 0.0f : scaled;
 }
 

@@ -3,7 +3,7 @@
 use ctq_kernels::check::{Area, Extent, Finding, Size, compare};
 use ctq_kernels::cpu::Cpu;
 use ctq_kernels::cuda::emulated::{CopyTime, Dense, Emulated, Schedule, ThreadOrder, Warpgroups};
-use ctq_kernels::cuda::{Cuda, LinearPath};
+use ctq_kernels::cuda::{AttentionPath, Cuda, LinearPath};
 
 /// Fails with every finding that is out of bounds.
 fn assert_sound(findings: &[Finding], schedule: Schedule) {
@@ -63,23 +63,24 @@ fn hold_on_warpgroups(order: ThreadOrder) {
         let schedule = Schedule { order, copies };
         let device = Emulated::new(schedule).with_warpgroups(Warpgroups::Present);
         let cuda = Cuda::new(device).with_linears(Some(LinearPath::Hopper));
-        let areas = [Area::Products, Area::Heads, Area::Fused];
+        let cuda = cuda.with_attention(Some(AttentionPath::Hopper));
+        let areas = [Area::Attention, Area::Products, Area::Heads, Area::Fused];
         assert_sound(&compare(&cuda, &Cpu::detect(), &areas, Size::Small, Extent::Everything), schedule);
     }
 }
 
 #[test]
-fn linears_on_warpgroups_depth_first() {
+fn on_warpgroups_depth_first() {
     hold_on_warpgroups(ThreadOrder::DepthFirst);
 }
 
 #[test]
-fn linears_on_warpgroups_in_lock_step() {
+fn on_warpgroups_in_lock_step() {
     hold_on_warpgroups(ThreadOrder::LockStep);
 }
 
 #[test]
-fn linears_on_warpgroups_last_thread_first() {
+fn on_warpgroups_last_thread_first() {
     hold_on_warpgroups(ThreadOrder::LastFirst);
 }
 

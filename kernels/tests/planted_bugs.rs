@@ -11,8 +11,11 @@ use std::process::Command;
 use ctq_kernels::check::{Area, Extent, Size, compare};
 use ctq_kernels::cpu::Cpu;
 use ctq_kernels::cuda::emulated::{Dense, Emulated, Schedule, Warpgroups};
-use ctq_kernels::cuda::{Cuda, LinearPath};
+use ctq_kernels::cuda::{AttentionPath, Cuda, LinearPath};
 use rayon::prelude::*;
+
+#[path = "planted/attention_hopper.rs"]
+mod attention_hopper;
 
 /// One wrong line.
 struct Bug {
@@ -135,7 +138,7 @@ const BUGS: &[Bug] = &[
     Bug {
         what: "a key too few",
         area: Area::Attention,
-        file: "attention_bf16.cu",
+        file: "attention_softmax.cuh",
         line: "bool seen = key <= query &&",
         planted: "bool seen = key < query &&",
     },
@@ -149,9 +152,9 @@ const BUGS: &[Bug] = &[
     Bug {
         what: "a denominator that is not rescaled",
         area: Area::Attention,
-        file: "attention_bf16.cu",
-        line: "queries.total[row] * shrink + sum",
-        planted: "queries.total[row] + sum",
+        file: "attention_softmax.cuh",
+        line: "            running.total[row] *= shrink.factor[row];\n",
+        planted: "",
     },
     Bug {
         what: "keys overwritten while others read them",
@@ -164,8 +167,8 @@ const BUGS: &[Bug] = &[
         what: "values used before they are there",
         area: Area::Attention,
         file: "attention_bf16.cu",
-        line: "        fold(scores, queries);\n        copy_wait<1>();",
-        planted: "        fold(scores, queries);\n        copy_wait<2>();",
+        line: "exponentials(scores, queries.running));\n        copy_wait<1>();",
+        planted: "exponentials(scores, queries.running));\n        copy_wait<2>();",
     },
     Bug {
         what: "a level of a sum lost",
@@ -414,7 +417,7 @@ fn every_planted_bug_is_caught() {
     let folder = tempfile::tempdir().expect("a folder");
     let plain = BUGS.iter().map(|bug| (bug, Engine::Plain));
     let all: Vec<(&Bug, Engine)> =
-        plain.chain(BUGS_ON_WARPGROUPS.iter().map(|bug| (bug, Engine::Warpgroups))).collect();
+        plain.chain(BUGS_ON_WARPGROUPS.iter().chain(attention_hopper::BUGS).map(|bug| (bug, Engine::Warpgroups))).collect();
     let missed: Vec<&str> = all
         .par_iter()
         .enumerate()
@@ -459,7 +462,8 @@ fn check_one_library() {
         let cuda = match std::env::var_os(WARPGROUPS) {
             None => Cuda::new(device),
             Some(_) => {
-                Cuda::new(device.with_warpgroups(Warpgroups::Present)).with_linears(Some(LinearPath::Hopper))
+                let cuda = Cuda::new(device.with_warpgroups(Warpgroups::Present));
+                cuda.with_linears(Some(LinearPath::Hopper)).with_attention(Some(AttentionPath::Hopper))
             }
         };
         let findings = compare(&cuda, &Cpu::detect(), areas, Size::Small, Extent::FirstFailure);

@@ -7,6 +7,7 @@
 // Every file of kernels.
 #include "../attention_bf16.cu"
 #include "../attention_f32.cu"
+#include "../attention_hopper.cu"
 #include "../decode.cu"
 #include "../elementwise.cu"
 #include "../gate_hopper.cu"

@@ -205,9 +205,10 @@ DEV u8* shared_range(u32 address, u32 bytes) {
     return state.shared + address;
 }
 
-DEV void aligned16(const void* place) {
-    if ((uintptr_t)place % 16 != 0) leave_block(Failure::Misaligned);
+DEV void aligned(const void* place, u32 bytes) {
+    if ((uintptr_t)place % bytes != 0) leave_block(Failure::Misaligned);
 }
+DEV void aligned16(const void* place) { aligned(place, 16); }
 
 DEV void perform(const Copy& copy) {
     u8* to = shared_range(copy.to, 16);
@@ -370,6 +371,11 @@ DEV double shuffle_xor(double value, u32 mask) { return simt::exchange(value, la
 DEV u32 shuffle_xor(u32 value, u32 mask) { return simt::exchange(value, lane() ^ mask); }
 DEV float shuffle(float value, u32 from) { return simt::exchange(value, from); }
 DEV u32 shuffle(u32 value, u32 from) { return simt::exchange(value, from); }
+DEV bool every_lane(bool so) {
+    u32 all = so;
+    for (u32 mask = 1; mask < WARP; mask *= 2) all &= shuffle_xor(all, mask);
+    return all != 0;
+}
 
 struct Quad { u32 x, y, z, w; };
 DEV Quad load16(const void* from) {
@@ -377,6 +383,16 @@ DEV Quad load16(const void* from) {
     Quad quad;
     memcpy(&quad, from, 16);
     return quad;
+}
+struct Pair { float x, y; };
+DEV Pair load8(const float* from) {
+    simt::aligned(from, 8);
+    return Pair{from[0], from[1]};
+}
+DEV void store8(float* to, Pair value) {
+    simt::aligned(to, 8);
+    to[0] = value.x;
+    to[1] = value.y;
 }
 DEV void store16(void* to, Quad value) {
     simt::aligned16(to);
@@ -388,6 +404,7 @@ DEV double fused(double a, double b, double c) { return __builtin_fma(a, b, c); 
 DEV float root(float x) { return std::sqrt(x); }
 DEV float nearest(float x) { return std::nearbyintf(x); }
 DEV float magnitude(float x) { return std::fabs(x); }
+DEV float maximum(float a, float b) { return a != a ? a : b != b ? b : a < b ? b : a; }
 
 DEV u32 bits_of(float x) { u32 bits; memcpy(&bits, &x, 4); return bits; }
 DEV float float_of(u32 bits) { float x; memcpy(&x, &bits, 4); return x; }

@@ -25,7 +25,15 @@ struct AttentionCase {
 
 impl AttentionCase {
     fn new(shape: AttentionShape, rows: usize, compute: Compute) -> AttentionCase {
-        let windows = windows(rows);
+        AttentionCase::of_windows(shape, rows, compute, windows(rows))
+    }
+
+    fn of_windows(
+        shape: AttentionShape,
+        rows: usize,
+        compute: Compute,
+        windows: Vec<Range<usize>>,
+    ) -> AttentionCase {
         let all: Vec<Range<usize>> = windows.iter().map(|window| 0..window.len()).collect();
         AttentionCase {
             shape,
@@ -78,6 +86,10 @@ pub(super) fn cases<S: Backend, E: Backend>(findings: &mut Findings<'_, S, E>, s
         }
     }
     findings.hold(&AttentionCase::new(shape(2, 1, 64, None), 1, Compute::Bf16));
+    // More tiles than a kernel holds at a time; many short windows.
+    findings.hold(&AttentionCase::new(shape(2, 1, 64, None), rows.max(600), Compute::Bf16));
+    let short = (0..600).step_by(60).map(|first| first..first + 60).collect();
+    findings.hold(&AttentionCase::of_windows(shape(4, 1, 16, None), 600, Compute::Bf16, short));
     // Parts of the heads: inside one group, and across two.
     for heads in [3..4, 1..3] {
         for compute in [Compute::F32, Compute::Bf16] {

@@ -1,6 +1,11 @@
-//! Causal attention: `kernels/cuda/attention_bf16.cu` and `kernels/cuda/attention_f32.cu`. Cuts windows into pieces of
-//! work and finds the kernel for a head's size.
+//! Causal attention: `kernels/cuda/attention_bf16.cu` and `kernels/cuda/attention_f32.cu`; `hopper` has the third
+//! kernel. Cuts windows into pieces of work and finds the kernel for a head's size.
 #![expect(unsafe_code, reason = "arguments of kernels")]
+
+mod hopper;
+mod path;
+
+pub use self::path::AttentionPath;
 
 use std::ops::Range;
 
@@ -45,13 +50,26 @@ struct AttendBf16Args {
     group: u32,
     first_kv_head: u32,
     head_dim: u32,
+    scoring: Scoring,
+}
+
+// SAFETY: as the structure of that name in attention_bf16.cu.
+unsafe impl Arguments for AttendBf16Args {}
+
+/// `attention::Scoring`, a part of arguments.
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct Scoring {
     window: u32,
     scale: f32,
     softcap: f32,
 }
 
-// SAFETY: as the structure of that name in attention_bf16.cu.
-unsafe impl Arguments for AttendBf16Args {}
+impl Scoring {
+    fn new(shape: &AttentionShape, extras: Extras<'_>) -> Scoring {
+        Scoring { window: positions_seen(shape), scale: scale(shape), softcap: extras.softcap.unwrap_or(0.0) }
+    }
+}
 
 /// `AttendF32Args`.
 #[derive(Clone, Copy, NoUninit)]
@@ -108,11 +126,31 @@ pub(crate) fn attend<D: Device>(
     shape: &AttentionShape,
     heads: Range<usize>,
     compute: Compute,
+    asked_for: Option<AttentionPath>,
     asked: Asked<'_>,
 ) -> Result<CudaBuffer<D::Memory>, KernelError> {
     match compute {
-        Compute::Bf16 => bf16(device, [q, k, v], shape, heads, asked, Extras::default()),
+        Compute::Bf16 => {
+            let path = path::path(device, asked_for, shape);
+            bf16(device, [q, k, v], shape, heads, path, asked, Extras::default())
+        }
         Compute::F32 => f32(device, [q, k, v], shape, heads, asked, SCORE_BYTES),
+    }
+}
+
+/// [`attend`] with bf16 operands.
+fn bf16<D: Device>(
+    device: &D,
+    inputs: [&CudaBuffer<D::Memory>; 3],
+    shape: &AttentionShape,
+    heads: Range<usize>,
+    path: AttentionPath,
+    asked: Asked<'_>,
+    extras: Extras<'_>,
+) -> Result<CudaBuffer<D::Memory>, KernelError> {
+    match path {
+        AttentionPath::Hopper => hopper::attend(device, inputs, shape, heads, asked, extras),
+        AttentionPath::Mma => mma(device, inputs, shape, heads, asked, extras),
     }
 }
 
@@ -127,8 +165,8 @@ const SIZES: [(usize, &str); 7] = [
     (256, "attend_bf16_256"),
 ];
 
-/// [`attend`] with bf16 operands.
-pub(crate) fn bf16<D: Device>(
+/// [`bf16`] by the kernel that runs everywhere.
+fn mma<D: Device>(
     device: &D,
     [q, k, v]: [&CudaBuffer<D::Memory>; 3],
     shape: &AttentionShape,
@@ -169,9 +207,7 @@ pub(crate) fn bf16<D: Device>(
         group: group as u32,
         first_kv_head: kv_heads.start as u32,
         head_dim: shape.head_dim as u32,
-        window: positions_seen(shape),
-        scale: scale(shape),
-        softcap: extras.softcap.unwrap_or(0.0),
+        scoring: Scoring::new(shape, extras),
     };
     device.launch(Queue::Compute, kernel, [items.len(), heads.len(), 1], &args)?;
     Ok(output)

@@ -25,6 +25,9 @@ impl<D: Device> Backend for Cuda<D> {
         if let Some(path) = self.linears {
             identity.isa += &format!(", linears by {path}");
         }
+        if let Some(path) = self.attention {
+            identity.isa += &format!(", attention by {path}");
+        }
         identity
     }
 
@@ -155,7 +158,7 @@ impl<D: Device> Backend for Cuda<D> {
         windows: &[Range<usize>],
     ) -> Result<Self::Buffer, KernelError> {
         let asked = attend::Asked { queries, windows };
-        attend::attend(self.device(), [q, k, v], shape, heads, compute, asked)
+        attend::attend(self.device(), [q, k, v], shape, heads, compute, self.attention, asked)
     }
 
     fn gate(&self, gate: Self::Buffer, up: &Self::Buffer) -> Result<Self::Buffer, KernelError> {

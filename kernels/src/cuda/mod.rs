@@ -21,6 +21,7 @@ mod quantize;
 mod rotate;
 mod route;
 
+pub use self::attend::AttentionPath;
 pub use self::buffer::{CudaBuffer, CudaOperand};
 pub use self::device::{
     Address, Arguments, DenseProduct, Device, Queue, TensorElement, TensorMap, TensorTile,
@@ -47,6 +48,8 @@ pub struct Cuda<D: Device> {
     scratches: Mutex<linear::Scratches<D::Memory>>,
     /// Angles that were looked up last.
     rotation: Mutex<Option<Arc<rotate::Tables<D::Memory>>>>,
+    /// The path of bf16 attention that was asked for, in place of the rule.
+    attention: Option<AttentionPath>,
 }
 
 impl<D: Device + fmt::Debug> fmt::Debug for Cuda<D> {
@@ -58,7 +61,7 @@ impl<D: Device + fmt::Debug> fmt::Debug for Cuda<D> {
 impl<D: Device> Cuda<D> {
     /// The backend of a device.
     pub fn new(device: D) -> Cuda<D> {
-        Cuda::on(Arc::new(device), None)
+        Cuda::on(Arc::new(device))
     }
 
     /// The same with products of bf16 operands on one path wherever it can serve; without one, by the rule. Paths sum in
@@ -66,6 +69,13 @@ impl<D: Device> Cuda<D> {
     #[must_use]
     pub fn with_linears(self, linears: Option<LinearPath>) -> Cuda<D> {
         Cuda { linears, ..self }
+    }
+
+    /// The same with bf16 attention on one path wherever it can serve; without one, by the rule. Tensor cores may sum in
+    /// orders of their own, so this is part of what the backend calls itself.
+    #[must_use]
+    pub fn with_attention(self, attention: Option<AttentionPath>) -> Cuda<D> {
+        Cuda { attention, ..self }
     }
 
     /// The device.
@@ -81,11 +91,18 @@ impl<D: Device> Cuda<D> {
     /// Another rank on the same device: work of both goes through the same queues.
     #[must_use]
     pub fn another_rank(&self) -> Cuda<D> {
-        Cuda::on(Arc::clone(&self.device), self.linears)
+        let Cuda { device, linears, attention, .. } = self;
+        Cuda { linears: *linears, attention: *attention, ..Cuda::on(Arc::clone(device)) }
     }
 
-    fn on(device: Arc<D>, linears: Option<LinearPath>) -> Cuda<D> {
-        Cuda { device, linears, scratches: Mutex::new(linear::Scratches::new()), rotation: Mutex::new(None) }
+    fn on(device: Arc<D>) -> Cuda<D> {
+        Cuda {
+            device,
+            linears: None,
+            attention: None,
+            scratches: Mutex::new(linear::Scratches::new()),
+            rotation: Mutex::new(None),
+        }
     }
 }
 

@@ -16,11 +16,13 @@ pub(super) const UNITS: &[Source] = include!(concat!(env!("OUT_DIR"), "/units.rs
 pub(super) const HEADERS: &[Source] = include!(concat!(env!("OUT_DIR"), "/headers.rs"));
 
 impl Source {
-    /// Kernels that the file plainly defines, by `KERNEL(name, …` at the beginning of a line. One whose name a macro
-    /// makes is not among them.
+    /// Kernels that the file plainly defines, by `KERNEL(name, …` or `KERNEL_HOPPER(name, …` at the beginning of a line.
+    /// One whose name a macro makes is not among them.
     pub(super) fn kernels(&self) -> impl Iterator<Item = &'static str> {
-        let name =
-            |line: &'static str| line.strip_prefix("KERNEL(")?.split_once(',').map(|(name, _)| name.trim());
+        let name = |line: &'static str| {
+            let rest = line.strip_prefix("KERNEL_HOPPER(").or_else(|| line.strip_prefix("KERNEL("))?;
+            rest.split_once(',').map(|(name, _)| name.trim())
+        };
         self.text.lines().filter_map(name)
     }
 }

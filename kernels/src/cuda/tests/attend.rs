@@ -1,9 +1,12 @@
 //! Attention on the emulated device against the CPU backend and against plain loops in f64.
 
+#[path = "attend_hopper.rs"]
+mod hopper;
+
 use super::*;
 use crate::cpu::math::round_bf16;
 use crate::cpu::{CpuBuffer, Isa};
-use crate::cuda::emulated::{Emulated, Schedule};
+use crate::cuda::emulated::{Emulated, Schedule, Warpgroups};
 
 /// Uniform numbers of at most `size`.
 fn random(count: usize, size: f32, seed: u32) -> Vec<f32> {
@@ -96,7 +99,7 @@ impl Case {
             [&CudaBuffer<<Emulated as Device>::Memory>; 3],
         ) -> CudaBuffer<<Emulated as Device>::Memory>,
     ) -> Vec<f32> {
-        let device = Emulated::new(schedule);
+        let device = Emulated::new(schedule).with_warpgroups(Warpgroups::Present);
         let buffers = self
             .of_heads()
             .map(|values| CudaBuffer::upload(&device, values.len() / self.rows(), &values).expect("room"));
@@ -105,14 +108,21 @@ impl Case {
 
     fn attend(&self, schedule: Schedule, compute: Compute) -> Vec<f32> {
         self.run(schedule, |device, inputs| {
-            attend(device, inputs, &self.shape, self.heads.clone(), compute, self.asked()).expect("attention")
+            let heads = self.heads.clone();
+            attend(device, inputs, &self.shape, heads, compute, None, self.asked()).expect("attention")
+        })
+    }
+
+    /// With bf16 operands.
+    fn by(&self, path: AttentionPath, schedule: Schedule, extras: Extras<'_>) -> Vec<f32> {
+        self.run(schedule, |device, inputs| {
+            bf16(device, inputs, &self.shape, self.heads.clone(), path, self.asked(), extras)
+                .expect("attention")
         })
     }
 
     fn with_extras(&self, schedule: Schedule, extras: Extras<'_>) -> Vec<f32> {
-        self.run(schedule, |device, inputs| {
-            bf16(device, inputs, &self.shape, self.heads.clone(), self.asked(), extras).expect("attention")
-        })
+        self.by(AttentionPath::Mma, schedule, extras)
     }
 
     fn on_the_cpu(&self, compute: Compute) -> Vec<f32> {
@@ -337,7 +347,7 @@ fn some_positions_have_the_bits_of_all() {
             let upload =
                 |heads: usize, values: &[f32]| CudaBuffer::upload(&device, heads * 32, values).expect("room");
             let (q, k, v) = (upload(4, &queries), upload(2, &case.inputs[1]), upload(2, &case.inputs[2]));
-            let found = attend(&device, [&q, &k, &v], &case.shape, 0..4, compute, case.asked());
+            let found = attend(&device, [&q, &k, &v], &case.shape, 0..4, compute, None, case.asked());
             let found = found.expect("attention").download(&device).expect("a result");
             assert!(bits(&found) == bits(&expected), "{compute:?} {window:?}");
         }
@@ -361,12 +371,13 @@ fn nothing_to_do_is_done() {
             &shape,
             1..1,
             compute,
+            None,
             Asked { queries: &Span::whole(&three), windows: &three },
         );
         assert_eq!(none.expect("nothing").len(), 0);
         let (q, kv) = (buffer(0, 32), buffer(0, 16));
         assert_eq!(
-            attend(&device, [&q, &kv, &kv], &shape, 0..2, compute, nothing).expect("nothing").len(),
+            attend(&device, [&q, &kv, &kv], &shape, 0..2, compute, None, nothing).expect("nothing").len(),
             0
         );
     }
@@ -378,6 +389,7 @@ fn nothing_to_do_is_done() {
         &shape,
         0..1,
         Compute::Bf16,
+        None,
         Asked { queries: &Span::whole(&one), windows: &one },
     );
     assert!(error.expect_err("too many dimensions").to_string().contains("at most 256"));
