@@ -17,14 +17,14 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use ctq_kernels::Backend;
-use ctq_kernels::bench::{CollectiveTiming, PeakRounds, PeakTiming};
+use ctq_kernels::bench::{self, CollectiveTiming, PeakRounds, PeakTiming};
 use ctq_kernels::cpu::Isa;
 use serde::Serialize;
 
 use self::convert::ConvertTiming;
-use self::operations::{Choices, Row};
+use self::operations::{Choices, Operands, Row};
 use self::window::WindowTiming;
-use crate::bench::options::BenchOptions;
+use crate::bench::options::{BenchOptions, ShapeChoice};
 use crate::device::{OnBackend, Opened};
 use crate::exit::Verdict;
 use crate::party::Party;
@@ -110,8 +110,14 @@ fn measure(options: &BenchOptions, party: &Party, report: &Report) -> anyhow::Re
     } else {
         let pool = machine::pool(options.threads)?;
         let device = Opened::open(options.device, None, report)?;
-        let on_cpu = matches!(device, Opened::Cpu(_));
-        pool.install(|| device.on(Measure { options, on_cpu, report }))?
+        pool.install(|| match &device {
+            Opened::Cpu(_) => device.on(Measure { options, operands: None, report }),
+            Opened::Cuda(gpus) => {
+                let operands =
+                    |weights, shape, effort| bench::operands(&gpus.devices[0], weights, shape, effort);
+                device.on(Measure { options, operands: Some(&operands), report })
+            }
+        })?
     };
     if !party.leads() {
         return Ok(());
@@ -140,7 +146,8 @@ fn conversion(options: &BenchOptions, checkpoint: &Path, report: &Report) -> any
 
 struct Measure<'a> {
     options: &'a BenchOptions,
-    on_cpu: bool,
+    /// Times the decoding of weights to operands, on a GPU.
+    operands: Option<&'a Operands<'a>>,
     report: &'a Report,
 }
 
@@ -148,8 +155,8 @@ impl OnBackend for Measure<'_> {
     type Output = anyhow::Result<Measurements>;
 
     fn run<B: Backend>(self, backend: &B) -> anyhow::Result<Measurements> {
-        let Measure { options, on_cpu, report } = self;
-        let mut rounds = if on_cpu { PeakRounds::here() } else { PeakRounds::none() };
+        let Measure { options, operands, report } = self;
+        let mut rounds = if operands.is_none() { PeakRounds::here() } else { PeakRounds::none() };
         rounds.measure(ROUNDS);
         rounds.timings().iter().for_each(|peak| report.note(&peak_line(peak)));
         go_on()?;
@@ -163,9 +170,13 @@ impl OnBackend for Measure<'_> {
         };
         let mut timings = Vec::new();
         if options.window {
-            measurements.windows = window::measure(options, backend, report)?;
+            let default = if operands.is_none() { ShapeChoice::Llama1b } else { ShapeChoice::Llama8b };
+            measurements.windows = window::measure(options, default, backend, report)?;
         } else {
-            let choices = if on_cpu { Choices::on_cpu(options) } else { Choices::on_gpu(options) };
+            let choices = match operands {
+                None => Choices::on_cpu(options),
+                Some(operands) => Choices::on_gpu(options, operands),
+            };
             timings = choices.measure(backend, report)?;
         }
         if timings.is_empty() && measurements.windows.is_empty() {

@@ -3,14 +3,14 @@
 use comfy_table::{CellAlignment, Table, presets};
 use ctq_kernels::bench::{self, Effort, LinearCase, PeakTiming, Prepared, Timing, Weights};
 use ctq_kernels::cpu::peak::{Arithmetic, Instruction};
-use ctq_kernels::{Backend, Compute, Rotation};
+use ctq_kernels::{AttentionShape, Backend, Compute, KernelError, Rotation};
 use ctq_model::rope::{Rope, RopeScaling};
 use serde::Serialize;
 
 use super::shapes::Model;
 use super::{ROUNDS, go_on};
 use crate::bench::options::{
-    BenchActs, BenchCompute, BenchOperation, BenchOptions, BenchScheme, ShapeChoice,
+    BenchActs, BenchCompute, BenchOperation, BenchOptions, BenchScheme, HeadsChoice, ShapeChoice,
 };
 use crate::report::Report;
 
@@ -49,22 +49,36 @@ pub(super) fn peak_of(peaks: &[PeakTiming], arithmetic: Arithmetic) -> Option<&P
 }
 
 /// What is measured.
-pub(super) struct Choices {
+pub(super) struct Choices<'a> {
     model: Model,
+    /// Of attention.
+    heads: AttentionShape,
+    /// Tokens of the windows that attention sees.
+    context: usize,
     schemes: Vec<BenchScheme>,
     acts: Vec<BenchActs>,
     compute: Vec<BenchCompute>,
     only: Vec<BenchOperation>,
     rows: usize,
     effort: Effort,
+    /// Times the decoding of weights to operands, where that is what a device does to them.
+    operands: Option<&'a Operands<'a>>,
 }
 
-impl Choices {
+/// Times the decoding of an `n` x `k` matrix of these weights.
+pub(super) type Operands<'a> =
+    dyn Fn(Weights, (usize, usize), Effort) -> Result<Timing, KernelError> + Sync + 'a;
+
+impl<'a> Choices<'a> {
     /// What was asked for, and on a CPU everything else.
-    pub(super) fn on_cpu(options: &BenchOptions) -> Choices {
+    pub(super) fn on_cpu(options: &BenchOptions) -> Choices<'a> {
         use BenchOperation::{Attention, Decode, Elementwise, Head, Linear};
+        let model = Model::of(options.shape.unwrap_or(ShapeChoice::Llama1b));
         Choices {
-            model: Model::of(options.shape.unwrap_or(ShapeChoice::Llama1b)),
+            heads: heads(options, &model),
+            context: options.ctx,
+            operands: None,
+            model,
             schemes: or(&options.scheme, &BenchScheme::ALL),
             acts: or(&options.acts, &[BenchActs::Off, BenchActs::Kernel]),
             compute: or(&options.compute, &[BenchCompute::Bf16, BenchCompute::F32]),
@@ -75,14 +89,18 @@ impl Choices {
     }
 
     /// What was asked for, and on a GPU what a window is mostly made of.
-    pub(super) fn on_gpu(options: &BenchOptions) -> Choices {
+    pub(super) fn on_gpu(options: &BenchOptions, operands: &'a Operands<'a>) -> Choices<'a> {
+        use BenchOperation::{Attention, Decode, Linear};
         use BenchScheme::{Bf16, Fp8, Nvfp4, W4a16};
+        let model = Model::of(options.shape.unwrap_or(ShapeChoice::Llama8b));
         Choices {
-            model: Model::of(options.shape.unwrap_or(ShapeChoice::Llama8b)),
+            heads: heads(options, &model),
+            operands: Some(operands),
+            model,
             schemes: or(&options.scheme, &[Bf16, W4a16, Nvfp4, Fp8]),
             acts: or(&options.acts, &[BenchActs::Off]),
             compute: or(&options.compute, &[BenchCompute::Bf16]),
-            only: or(&options.only, &[BenchOperation::Linear, BenchOperation::Attention]),
+            only: or(&options.only, &[Linear, Attention, Decode]),
             rows: options.rows.unwrap_or(8192),
             ..Choices::on_cpu(options)
         }
@@ -155,10 +173,10 @@ impl Choices {
     }
 
     fn attention<B: Backend>(&self, backend: &B, keep: Keep<'_>) -> anyhow::Result<()> {
-        let length = self.rows.min(2048);
+        let length = self.rows.min(self.context);
         for compute in self.computes() {
             let windows = (self.rows / length, length);
-            keep(bench::attention(backend, &self.model.attention(), windows, compute, self.effort)?)?;
+            keep(bench::attention(backend, &self.heads, windows, compute, self.effort)?)?;
         }
         Ok(())
     }
@@ -169,7 +187,10 @@ impl Choices {
         for weights in self.schemes.iter().map(|scheme| scheme.weights()) {
             if !done.contains(&weights) {
                 done.push(weights);
-                let timing = bench::decode(backend, weights, shape, self.effort)?;
+                let timing = match self.operands {
+                    Some(operands) => operands(weights, shape, self.effort)?,
+                    None => bench::decode(backend, weights, shape, self.effort)?,
+                };
                 keep(Timing { part: part.to_owned(), ..timing })?;
             }
         }
@@ -200,6 +221,16 @@ impl Choices {
             }
         }
         Ok(())
+    }
+}
+
+/// The heads that were asked for, or the model's.
+fn heads(options: &BenchOptions, model: &Model) -> AttentionShape {
+    match options.heads {
+        Some(HeadsChoice { queries, keys, dimensions }) => {
+            AttentionShape { heads: queries, kv_heads: keys, head_dim: dimensions, window: None }
+        }
+        None => model.attention(),
     }
 }
 

@@ -3,13 +3,15 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use ctq_runtime::PLENTY_TOKENS;
+use serde::Serialize;
 
 use crate::args::{
     DeviceChoice, LaunchOptions, bench_rows, context, device, positive, several_ranks, threads,
 };
 
 /// Where the options of one kind of measurement stand in the help of `ctq bench`.
-const WINDOW: &str = "One window (--window)";
+const WINDOW: &str = "Windows (--window)";
 const CONVERSION: &str = "A conversion (--convert)";
 const COLLECTIVE: &str = "Ranks (--collective)";
 
@@ -26,6 +28,7 @@ const COLLECTIVE: &str = "Ranks (--collective)";
                         ctq bench --only linear --scheme w4a16,nvfp4 --compute bf16\n  \
                         ctq bench --window --scheme nvfp4 --acts kernel          a whole window, layers made as it runs\n  \
                         ctq bench --window --shape mistral-123b --layers 2       and what all 88 layers would take\n  \
+                        ctq bench --window --windows 73 --weights device         many windows, weights where they are used\n  \
                         ctq bench --convert Llama-3.1-8B-NVFP4/                  against a plain copy of the same bytes"
 )]
 pub(crate) struct BenchOptions {
@@ -61,16 +64,27 @@ pub(crate) struct BenchOptions {
     /// Threads [default: the cores available].
     #[arg(long, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<usize>,
-    /// Measure one window of a whole model instead, by the engine that `ctq eval` runs: each layer is made of random codes
-    /// when its turn comes, so that a model of any size runs in the memory of two layers.
+    /// Attention's query heads, key and value heads, and dimensions of a head, such as 32/8/128 [default: the model's].
+    #[arg(long, value_name = "Q/KV/D", value_parser = heads, conflicts_with_all = ["window", "convert", "collective"])]
+    pub(crate) heads: Option<HeadsChoice>,
+    /// Tokens of a window, and of those that attention is measured on.
+    #[arg(long, value_name = "TOKENS", default_value_t = 2048, value_parser = context, conflicts_with_all = ["convert", "collective"])]
+    pub(crate) ctx: usize,
+    /// Measure windows of a whole model instead, by the engine that `ctq eval` runs, on random codes.
     #[arg(long, help_heading = WINDOW, conflicts_with_all = ["convert", "collective"])]
     pub(crate) window: bool,
+    /// Windows that run together.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive, requires = "window", help_heading = WINDOW)]
+    pub(crate) windows: usize,
+    /// Tokens that go through a layer at once, at most; but at least one window.
+    #[arg(long, value_name = "TOKENS", default_value_t = PLENTY_TOKENS, value_parser = positive, requires = "window", help_heading = WINDOW)]
+    pub(crate) batch: usize,
+    /// Where the layers are when a round begins.
+    #[arg(long, value_enum, value_name = "PLACE", default_value = "nowhere", requires = "window", help_heading = WINDOW)]
+    pub(crate) weights: WeightsPlace,
     /// Layers that are run; what all would take is reckoned from them [default: all].
     #[arg(long, value_name = "N", value_parser = positive, requires = "window", help_heading = WINDOW)]
     pub(crate) layers: Option<usize>,
-    /// Tokens of the window.
-    #[arg(long, value_name = "TOKENS", default_value_t = 2048, value_parser = context, requires = "window", help_heading = WINDOW)]
-    pub(crate) ctx: usize,
     /// Positions at its end that are scored, at most all but the first.
     #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = positive, requires = "window", help_heading = WINDOW)]
     pub(crate) scored: usize,
@@ -111,6 +125,42 @@ pub(crate) enum ShapeChoice {
     /// A model of no size to speak of, for tests.
     #[value(name = "tiny", hide = true)]
     Tiny,
+}
+
+/// Heads of attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HeadsChoice {
+    /// Query heads.
+    pub(crate) queries: usize,
+    /// Heads of keys and values.
+    pub(crate) keys: usize,
+    /// Dimensions of each.
+    pub(crate) dimensions: usize,
+}
+
+fn heads(value: &str) -> Result<HeadsChoice, String> {
+    let numbers: Option<Vec<usize>> =
+        value.split('/').map(|part| part.parse().ok().filter(|n| *n > 0)).collect();
+    match numbers.as_deref() {
+        Some([queries, keys, dimensions]) if queries.is_multiple_of(*keys) => {
+            Ok(HeadsChoice { queries: *queries, keys: *keys, dimensions: *dimensions })
+        }
+        Some(_) | None => {
+            Err("give query heads, key heads that divide them, and dimensions, such as 32/8/128".to_owned())
+        }
+    }
+}
+
+/// Where the layers of a measured model are when a round begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum WeightsPlace {
+    /// Each is made when its turn comes and dropped after: a model of any size runs in the memory of two layers.
+    Nowhere,
+    /// All in host memory, from where each is handed over in every round.
+    Host,
+    /// All on the device. On a CPU the same as in host memory.
+    Device,
 }
 
 /// A scheme that is measured.
@@ -159,7 +209,7 @@ pub(crate) enum BenchOperation {
     Head,
     /// Causal attention.
     Attention,
-    /// Packed weights to f32.
+    /// Packed weights to f32; on a GPU to bf16 operands of a library's product.
     Decode,
     /// Norm, gate, residual, rotation, and the preparation of operands.
     Elementwise,

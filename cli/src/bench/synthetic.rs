@@ -1,6 +1,6 @@
 //! A model made of random codes, part by part as it is asked for: the tensors that a checkpoint of its shape and scheme
-//! would have, by name, and the tiles of each part. Layers are made anew each time and kept by nobody; embedding and head
-//! are made once and lie in a mapped file, as those of a container do.
+//! would have, by name, and the tiles of each part. Layers are made anew each time and kept by nobody, unless host memory
+//! is where they are to be; embedding and head are made once and lie in a mapped file, as those of a container do.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,6 +23,8 @@ pub(super) struct Synthetic {
     inventory: Inventory,
     /// Matrices of the embedding and the head.
     ends: BTreeMap<String, TiledMatrix>,
+    /// Layers that were made, where they are kept.
+    layers: Option<Mutex<BTreeMap<Part, PartTiles>>>,
     /// What making layers has taken.
     making: Mutex<Duration>,
 }
@@ -42,7 +44,12 @@ impl Synthetic {
                 ends.insert(linear.module.clone(), tiles_of(linear, codes));
             }
         }
-        Ok(Synthetic { inventory, ends, making: Mutex::new(Duration::ZERO) })
+        Ok(Synthetic { inventory, ends, layers: None, making: Mutex::new(Duration::ZERO) })
+    }
+
+    /// The same, whose layers are made once and stay in host memory.
+    pub(super) fn keeping_layers(self) -> Synthetic {
+        Synthetic { layers: Some(Mutex::default()), ..self }
     }
 
     /// What making layers has taken since it was last asked.
@@ -84,9 +91,18 @@ impl LayerSource for Synthetic {
 
     fn part(&self, part: Part) -> Result<PartTiles, SourceError> {
         let start = Instant::now();
-        let linears = &self.inventory.part(part).linears;
-        let matrices = linears.iter().map(|linear| (linear.module.clone(), self.tiles(linear))).collect();
-        let tiles = PartTiles { matrices, vectors: self.vectors(part) };
+        let make = || {
+            let linears = &self.inventory.part(part).linears;
+            let matrices = linears.iter().map(|linear| (linear.module.clone(), self.tiles(linear))).collect();
+            PartTiles { matrices, vectors: self.vectors(part) }
+        };
+        let tiles = match &self.layers {
+            None => make(),
+            Some(kept) => {
+                let mut kept = kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                kept.entry(part).or_insert_with(make).clone()
+            }
+        };
         *self.making.lock().unwrap_or_else(std::sync::PoisonError::into_inner) += start.elapsed();
         Ok(tiles)
     }
@@ -221,6 +237,19 @@ mod tests {
             let table = || codes(Part::Embedding, "model.embed_tokens");
             assert_eq!(table(), table());
         }
+    }
+
+    #[test]
+    fn layers_that_are_kept_are_made_once_and_are_the_same() {
+        let made = || Synthetic::new(&Model::of(ShapeChoice::Tiny), BenchScheme::W4a16, 2).expect("a model");
+        let (kept, anew) = (made().keeping_layers(), made());
+        let codes = |source: &Synthetic| {
+            let tiles = source.part(Part::Layer(1)).expect("a layer");
+            tiles.matrices["model.layers.1.mlp.up_proj"].codes.clone()
+        };
+        let first = codes(&kept);
+        assert_eq!(first.as_ptr(), codes(&kept).as_ptr(), "the same bytes in the same place");
+        assert_eq!(*first, *codes(&anew));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `ctq bench --window`: one window through a whole model by the engine that `ctq eval` runs, held against what the same
+//! `ctq bench --window`: windows through a whole model by the engine that `ctq eval` runs, held against what the same
 //! work would take at the peak of its instructions.
 
 use std::sync::{Mutex, PoisonError};
@@ -9,7 +9,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use ctq_kernels::bench::PeakTiming;
 use ctq_kernels::{Backend, Compute};
 use ctq_model::window::{Window, WindowScores};
-use ctq_runtime::{Acts, Engine, Observer, Settings};
+use ctq_runtime::{Acts, Engine, HiddenPlace, Observer, Schedule, Settings};
 use serde::Serialize;
 
 use super::memory::watched;
@@ -18,14 +18,14 @@ use super::shapes::Model;
 use super::synthetic::Synthetic;
 use super::work::{Question, Work};
 use super::{Spread, go_on};
-use crate::bench::options::{BenchActs, BenchCompute, BenchOptions, BenchScheme, ShapeChoice};
+use crate::bench::options::{BenchActs, BenchCompute, BenchOptions, BenchScheme, ShapeChoice, WeightsPlace};
 use crate::interrupt;
 use crate::report::Report;
 
 /// Rounds where none are named: a window takes seconds.
 const ROUNDS: usize = 3;
 
-/// One window of one model with one scheme.
+/// Windows of one model with one scheme.
 #[derive(Debug, Serialize)]
 pub(super) struct WindowTiming {
     shape: String,
@@ -35,18 +35,24 @@ pub(super) struct WindowTiming {
     /// Layers that were run, and those of the whole model.
     layers: usize,
     all_layers: usize,
-    /// Tokens, and how many of them are scored.
+    /// Windows that ran together, tokens that went through a layer at once, and where the layers were.
+    windows: usize,
+    batch: usize,
+    weights: WeightsPlace,
+    /// Tokens of a window, and how many of them are scored.
     context: usize,
     scored: usize,
     /// Packed bytes of a layer.
     layer_bytes: u64,
-    /// Of the window, with all that making its layers took.
+    /// Of the windows, with all that making layers took.
     #[serde(flatten)]
     seconds: Spread,
+    /// Of the round before, in which layers were put where they are and kernels made ready; `null` where there is none.
+    loading_seconds: Option<f64>,
     /// Of that, what making layers took, median: no part of any real run. With one thread it is in the way of everything
     /// else, with several it is mostly beside it.
     making_seconds: f64,
-    /// Of the window, without what making its layers took where one thread did both.
+    /// Of the windows, without what making its layers took where one thread did both.
     net_seconds: f64,
     /// By `net_seconds`.
     tokens_per_second: f64,
@@ -87,6 +93,8 @@ impl WindowTiming {
 #[derive(Clone, Copy)]
 struct Case {
     question: Question,
+    batch: usize,
+    weights: WeightsPlace,
     rounds: usize,
 }
 
@@ -96,10 +104,11 @@ struct Case {
 /// Where the question makes no sense, a run fails, or a signal has come.
 pub(super) fn measure<B: Backend>(
     options: &BenchOptions,
+    default: ShapeChoice,
     backend: &B,
     report: &Report,
 ) -> anyhow::Result<Vec<WindowTiming>> {
-    let model = Model::of(options.shape.unwrap_or(ShapeChoice::Llama1b));
+    let model = Model::of(options.shape.unwrap_or(default));
     if options.scored >= options.ctx {
         bail!(
             "--scored {} of a window of {} tokens: the first token has nothing before it; score at most {}",
@@ -121,10 +130,12 @@ pub(super) fn measure<B: Backend>(
                     acts,
                     compute: compute.compute(),
                     layers: options.layers.unwrap_or(model.layers).min(model.layers),
+                    windows: options.windows,
                     context: options.ctx,
                     scored: options.scored,
                 };
-                let case = Case { question, rounds: options.rounds.unwrap_or(ROUNDS) };
+                let rounds = options.rounds.unwrap_or(ROUNDS);
+                let case = Case { question, batch: options.batch, weights: options.weights, rounds };
                 timings.push(case.measure(backend, report)?);
             }
         }
@@ -150,22 +161,52 @@ impl Round {
 
 impl Case {
     fn name(&self) -> String {
-        let Question { model, scheme, acts, compute, context, .. } = self.question;
-        format!("window {} {} acts {} {compute} {context}", model.name, scheme.name(), acts.acts())
+        let Question { model, scheme, acts, compute, windows, context, .. } = self.question;
+        format!(
+            "window {} {} acts {} {compute} {windows} x {context}",
+            model.name,
+            scheme.name(),
+            acts.acts()
+        )
     }
 
-    fn window(&self) -> Window {
-        let Question { model, context, scored, .. } = self.question;
-        let ids = (0..context).map(|at| ((at * 7919 + 13) % model.vocabulary) as u32).collect();
-        Window { index: 0, start: 0, ids, scored: context - scored..context }
+    fn windows(&self) -> Vec<Window> {
+        let Question { model, windows, context, scored, .. } = self.question;
+        let window = |index: usize| {
+            let id = |at: usize| ((at * 7919 + index * 104_729 + 13) % model.vocabulary) as u32;
+            let ids = (0..context).map(id).collect();
+            Window { index, start: index * context, ids, scored: context - scored..context }
+        };
+        (0..windows).map(window).collect()
+    }
+
+    /// The engine that runs the model of `source`.
+    fn engine<'a, B: Backend>(&self, backend: &'a B, source: &'a Synthetic) -> Engine<'a, B> {
+        let settings = Settings { acts: self.question.acts.acts(), compute: self.question.compute };
+        let resident_layers = match self.weights {
+            WeightsPlace::Nowhere | WeightsPlace::Host => 0,
+            WeightsPlace::Device => self.question.layers,
+        };
+        let schedule = Schedule { batch_tokens: self.batch, hidden: HiddenPlace::Device, resident_layers };
+        Engine::new(backend, source, settings).with_schedule(schedule)
     }
 
     fn measure<B: Backend>(&self, backend: &B, report: &Report) -> anyhow::Result<WindowTiming> {
         let source = Synthetic::new(&self.question.model, self.question.scheme, self.question.layers)?;
-        let window = self.window();
+        let (source, warms_up) = match self.weights {
+            WeightsPlace::Nowhere => (source, false),
+            WeightsPlace::Host => (source.keeping_layers(), true),
+            WeightsPlace::Device => (source, true),
+        };
+        let windows = self.windows();
+        let engine = self.engine(backend, &source);
+        let loading = if warms_up { Some(self.round(&engine, &source, &windows)?.seconds()) } else { None };
+        loading
+            .into_iter()
+            .for_each(|seconds| report.note(&format!("{}: ready, {seconds:.3} s", self.name())));
         let (rounds, memory) = watched(|| {
             let round = |number| {
-                let round = self.round(backend, &source, &window)?;
+                let round = self.round(&engine, &source, &windows)?;
                 let seconds = round.seconds();
                 report.note(&format!("{}: round {number} of {}, {seconds:.3} s", self.name(), self.rounds));
                 go_on()?;
@@ -174,18 +215,22 @@ impl Case {
             (1..=self.rounds).map(round).collect::<anyhow::Result<Vec<Round>>>()
         });
         let mut timing = self.timing(&rounds?, source.layer_bytes());
+        timing.loading_seconds = loading;
         timing.peak_anonymous_bytes = memory.anonymous;
         timing.peak_resident_bytes = memory.resident;
         Ok(timing)
     }
 
-    fn round<B: Backend>(&self, backend: &B, source: &Synthetic, window: &Window) -> anyhow::Result<Round> {
-        let settings = Settings { acts: self.question.acts.acts(), compute: self.question.compute };
+    fn round<B: Backend>(
+        &self,
+        engine: &Engine<'_, B>,
+        source: &Synthetic,
+        windows: &[Window],
+    ) -> anyhow::Result<Round> {
         let watch = Watch::default();
         source.take_making();
         let start = Instant::now();
-        let engine = Engine::new(backend, source, settings);
-        let scores = engine.score(std::slice::from_ref(window), usize::MAX, None, &watch);
+        let scores = engine.score(windows, usize::MAX, None, &watch);
         let end = Instant::now();
         go_on()?;
         let scores = scores?;
@@ -200,7 +245,7 @@ impl Case {
     }
 
     fn timing(&self, rounds: &[Round], layer_bytes: u64) -> WindowTiming {
-        let Question { model, scheme, acts, compute, layers, context, scored } = self.question;
+        let Question { model, scheme, acts, compute, layers, windows, context, scored } = self.question;
         let of = |part: &dyn Fn(&Round) -> f64| Spread::of(rounds.iter().map(part).collect()).median;
         let seconds = Spread::of(rounds.iter().map(Round::seconds).collect());
         let making = of(&|round| round.making);
@@ -223,13 +268,17 @@ impl Case {
             compute,
             layers,
             all_layers: model.layers,
+            windows,
+            batch: self.batch,
+            weights: self.weights,
             context,
             scored,
             layer_bytes,
             seconds,
+            loading_seconds: None,
             making_seconds: making,
             net_seconds: net,
-            tokens_per_second: context as f64 / net,
+            tokens_per_second: (windows * context) as f64 / net,
             operations: work.operations(),
             floor_seconds: None,
             share_of_floor: None,
@@ -262,7 +311,7 @@ impl Observer for Watch {
     }
 }
 
-/// One line a window.
+/// One line a combination.
 pub(super) fn table(timings: &[WindowTiming]) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
@@ -295,7 +344,7 @@ pub(super) fn table(timings: &[WindowTiming]) -> String {
             timing.acts.to_string(),
             timing.compute.to_string(),
             format!("{} of {}", timing.layers, timing.all_layers),
-            format!("{}, {} scored", timing.context, timing.scored),
+            format!("{} x {}, {} scored", timing.windows, timing.context, timing.scored),
             format!("{:.3}", timing.seconds.median),
             format!("{:.3}", timing.seconds.fastest),
             format!("{:.3}", timing.seconds.slowest),

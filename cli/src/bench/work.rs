@@ -9,7 +9,7 @@ use super::operations::peak_of;
 use super::shapes::Model;
 use crate::bench::options::{BenchActs, BenchScheme};
 
-/// A window of a model.
+/// Windows of a model.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Question {
     pub(super) model: Model,
@@ -18,9 +18,11 @@ pub(super) struct Question {
     pub(super) compute: Compute,
     /// Layers that are run.
     pub(super) layers: usize,
-    /// Tokens.
+    /// Windows that run together.
+    pub(super) windows: usize,
+    /// Tokens of each.
     pub(super) context: usize,
-    /// Those at the end that are scored.
+    /// Those at its end that are scored.
     pub(super) scored: usize,
 }
 
@@ -39,7 +41,8 @@ impl Work {
     /// Of all tokens through all layers that are run, and of the scored ones through the head.
     pub(super) fn of(question: &Question) -> Work {
         let Model { heads, head_dim, vocabulary, hidden, .. } = question.model;
-        let (layers, tokens) = (question.layers as f64, question.context as f64);
+        let (windows, layers) = (question.windows as f64, question.layers as f64);
+        let tokens = question.context as f64;
         let weights: usize = question.model.linears().iter().map(|(_, (n, k))| n * k).sum();
         let values = match question.compute {
             Compute::Bf16 => Arithmetic::Bf16,
@@ -50,10 +53,10 @@ impl Work {
             BenchActs::Kernel => question.scheme.inputs().map(|inputs| inputs.code),
         };
         Work {
-            linears: 2.0 * weights as f64 * tokens * layers,
+            linears: windows * 2.0 * weights as f64 * tokens * layers,
             // Two products, half of the pairs.
-            attention: 2.0 * tokens * tokens * (heads * head_dim) as f64 * layers,
-            head: 2.0 * (question.scored * vocabulary) as f64 * hidden as f64,
+            attention: windows * 2.0 * tokens * tokens * (heads * head_dim) as f64 * layers,
+            head: windows * 2.0 * (question.scored * vocabulary) as f64 * hidden as f64,
             of_linears: match codes {
                 None => values,
                 Some(Code::Int { .. }) => Arithmetic::Integers,
@@ -86,7 +89,7 @@ mod tests {
     fn work(scheme: BenchScheme, acts: BenchActs, compute: Compute) -> Work {
         let model = Model::of(ShapeChoice::Llama1b);
         let layers = model.layers;
-        Work::of(&Question { model, scheme, acts, compute, layers, context: 2048, scored: 512 })
+        Work::of(&Question { model, scheme, acts, compute, layers, windows: 1, context: 2048, scored: 512 })
     }
 
     #[test]

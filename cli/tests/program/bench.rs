@@ -176,7 +176,7 @@ fn a_window_of_a_made_model_is_finite_and_has_the_same_bits_again() {
     let windows = list(&one, "windows");
     // Three schemes do not quantize activations.
     assert_eq!(windows.len(), (7 + 4 + 4) * 2);
-    assert_snapshot!(keys(&windows[0]), @"shape scheme acts compute layers all_layers context scored layer_bytes seconds fastest_seconds slowest_seconds making_seconds net_seconds tokens_per_second operations floor_seconds share_of_floor embedding_seconds layer_seconds last_layer_seconds head_seconds all_layers_seconds peak_anonymous_bytes peak_resident_bytes mean_nll");
+    assert_snapshot!(keys(&windows[0]), @"shape scheme acts compute layers all_layers windows batch weights context scored layer_bytes seconds fastest_seconds slowest_seconds loading_seconds making_seconds net_seconds tokens_per_second operations floor_seconds share_of_floor embedding_seconds layer_seconds last_layer_seconds head_seconds all_layers_seconds peak_anonymous_bytes peak_resident_bytes mean_nll");
     for (window, again) in windows.iter().zip(list(&two, "windows")) {
         // Logits of unit variance over 320 words: ln 320 + 1/2 = 6.27.
         let nll = window["mean_nll"].as_f64().expect("a number");
@@ -193,6 +193,45 @@ fn a_window_of_a_made_model_is_finite_and_has_the_same_bits_again() {
             ["net_seconds", "floor_seconds", "share_of_floor", "layer_seconds"].into_iter().all(positive)
         );
     }
+}
+
+#[test]
+fn windows_have_the_same_bits_wherever_their_layers_are() {
+    let session = Session::new();
+    let run = |options: &str| {
+        session.ctq(&format!("-q bench --window {TINY} --ctx 32 --scored 8 --threads 2 {options}")).expect(0);
+        list(&session.json("b.json"), "windows")[0].clone()
+    };
+    let one = run("");
+    let places = ["nowhere", "host", "device"];
+    let several = places.map(|place| run(&format!("--windows 5 --batch 64 --weights {place}")));
+    for (place, window) in places.into_iter().zip(&several) {
+        assert_eq!(window["mean_nll"], several[0]["mean_nll"], "{place}");
+        assert_eq!(
+            (&window["weights"], &window["windows"], &window["batch"]),
+            (&place.into(), &5.into(), &64.into())
+        );
+        assert_eq!(window["operations"].as_f64(), one["operations"].as_f64().map(|of_one| 5.0 * of_one));
+        // A round before is there where layers have to come to their place.
+        assert_eq!(window["loading_seconds"].is_number(), place != "nowhere", "{window}");
+        let tokens = window["tokens_per_second"].as_f64().expect("a rate")
+            * window["net_seconds"].as_f64().expect("seconds");
+        assert!((tokens - 5.0 * 32.0).abs() < 1e-6, "{window}");
+    }
+    assert_ne!(one["mean_nll"], several[0]["mean_nll"], "windows differ");
+}
+
+#[test]
+fn attention_is_measured_for_other_heads_and_windows_than_the_models() {
+    let session = Session::new();
+    session
+        .ctq(&format!("-q bench {TINY} --only attention --heads 6/3/16 --ctx 24 --rows 48 --compute bf16"))
+        .expect(0);
+    let written = session.json("b.json");
+    let [timing] = list(&written, "timings") else { panic!("{written}") };
+    assert_eq!(timing["what"], "6/3 heads of 16, 2 x 24");
+    // Two products of half of the pairs of two windows, 96 wide.
+    assert_eq!(timing["operations"], f64::from(2 * 2 * 24 * 24 * 96));
 }
 
 #[test]
@@ -227,6 +266,10 @@ fn what_cannot_be_measured_is_refused() {
         ("bench --shape tiny --only linear --rows 16 --scheme bf16 --acts kernel", "give --acts off"),
         ("bench --window --ctx 1", "from 2 to 1048576"),
         ("bench --layers 2", "--window"),
+        ("bench --weights host", "--window"),
+        ("bench --window --heads 32/8/128", "cannot be used with"),
+        ("bench --heads 32/5/128", "key heads that divide them"),
+        ("bench --heads 32/8", "such as 32/8/128"),
         ("bench --window --collective", "cannot be used with"),
         ("bench --convert nowhere", "no such directory"),
         ("bench --convert nowhere --shape llama-1b", "cannot be used with"),

@@ -7,6 +7,7 @@ use super::{Effort, Seconds, Timing, arithmetic_of, noise, operand_bytes, time};
 use crate::Compute;
 use crate::backend::{Backend, KernelError, Pieces, Quantizer, Treatment, VOCABULARY_TILE};
 use crate::cpu::peak::Arithmetic;
+use crate::cuda::{Cuda, Device};
 use ctq_container::{MatrixRecord, TiledMatrix};
 use ctq_model::matrix::Code;
 
@@ -131,6 +132,30 @@ pub fn decode<B: Backend>(
     Ok(Timing {
         operations: (n * k) as f64,
         bytes: MatrixRecord::of(&linear).stored_bytes() as f64,
+        arithmetic: None,
+        ..case.timing("decode", &packed, seconds)
+    })
+}
+
+/// Times the decoding of a whole `n` x `k` matrix to the bf16 operands of a library's product. Bytes are those read and
+/// written.
+///
+/// # Errors
+/// Where an operation fails.
+pub fn operands<D: Device>(
+    cuda: &Cuda<D>,
+    weights: Weights,
+    (n, k): (usize, usize),
+    effort: Effort,
+) -> Result<Timing, KernelError> {
+    let linear = weights.linear(n, k);
+    let packed = random_tiles(&linear, 2);
+    let matrix = cuda.matrix(&packed, 0..n, Pieces::Atoms)?;
+    let seconds = time(cuda, effort, || cuda.decode_operands(&matrix))?;
+    let case = LinearCase { weights, inputs: None, compute: Compute::Bf16, m: 0, n, k };
+    Ok(Timing {
+        operations: (n * k) as f64,
+        bytes: (MatrixRecord::of(&linear).stored_bytes() + 2 * (n * k) as u64) as f64,
         arithmetic: None,
         ..case.timing("decode", &packed, seconds)
     })

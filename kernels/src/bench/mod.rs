@@ -16,7 +16,7 @@ pub use attention::{attention, rotate};
 pub use collective::{Carried, Case, CollectiveTiming, Columns, MODELS, Model, cases};
 pub use elementwise::{Prepared, add, gate, norm, prepare};
 pub use floor::Floor;
-pub use linear::{LinearCase, decode, head, linear};
+pub use linear::{LinearCase, decode, head, linear, operands};
 pub use peaks::{PeakRounds, PeakTiming};
 pub use probe::{Ends, Probe};
 pub use weights::{Noise, Weights, random_tiles, tiles_of};

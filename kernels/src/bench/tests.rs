@@ -242,3 +242,13 @@ fn devices_that_copy_from_one_another() {
         measured(&ranks, &ends, Floor::Device, &case).iter().for_each(is_sound);
     }
 }
+
+/// 256 x 128 weights: 64 bytes of codes and a scale of 2 bytes a row, 256 bytes of operands.
+#[cfg(feature = "emulated")]
+#[test]
+fn operands_are_counted_as_read_and_written() {
+    let cuda = Cuda::new(Emulated::new(Schedule::ALL[0]));
+    let timing = super::operands(&cuda, super::Weights::Int4, (256, 128), LEAST).expect("a timing");
+    assert_eq!(timing.bytes, f64::from(256 * (64 + 2 + 256)));
+    assert_eq!((timing.operation.as_str(), timing.operations), ("decode", f64::from(256 * 128)));
+}

@@ -7,6 +7,7 @@ use bytemuck::NoUninit;
 use ctq_container::TILE;
 
 use crate::KernelError;
+use crate::cuda::Cuda;
 use crate::cuda::buffer::{CudaBuffer, upload_integers};
 use crate::cuda::device::{Address, Arguments, Device, Queue};
 use crate::cuda::matrix::{CudaMatrix, MatrixArgs, Worth};
@@ -105,6 +106,18 @@ pub(crate) fn rows<D: Device>(
     };
     device.launch(Queue::Compute, "look_up", [ids.len(), 1, 1], &args)?;
     Ok(out)
+}
+
+impl<D: Device> Cuda<D> {
+    /// Decodes a whole matrix as a large product would, and drops what came of it: for measuring.
+    ///
+    /// # Errors
+    /// Where the device fails, for want of memory among others.
+    pub fn decode_operands(&self, matrix: &CudaMatrix<D::Memory>) -> Result<(), KernelError> {
+        let n = matrix.rows.len();
+        let operands = self.device().allocate(n * matrix.stride() * 2)?;
+        operand_rows(self.device(), Queue::Compute, matrix, 0..n, n, D::address(&operands))
+    }
 }
 
 #[cfg(all(test, feature = "emulated"))]
