@@ -28,13 +28,14 @@ class Checks:
         self.steps = []
         self.results = {"gpu_check_version": 1, "steps": self.steps}
 
-    def run(self, *arguments, timeout=240):
+    def run(self, *arguments, timeout=240, **environment):
         """One ctq command: its exit code, what it printed, its seconds."""
         start = time.time()
         try:
             done = subprocess.run(
-                [self.ctq, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, cwd=ROOT
-            )
+                [self.ctq, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, cwd=ROOT,
+                env={**os.environ, **environment},
+            )  # fmt: skip
             code, told = done.returncode, (done.stdout, done.stderr)
         except subprocess.TimeoutExpired:
             code, told = 124, ("", f"no end after {timeout} s")
@@ -63,12 +64,12 @@ def doctor(checks):
     checks.step("doctor", code == 0, last_line(error) or "found the machine")
 
 
-def kernels(checks, size):
-    """Every kernel against the CPU backend."""
+def kernels(checks, size, **environment):
+    """Every kernel against the CPU backend, by the paths that the environment names."""
     path = checks.out / f"kernels-{size}.json"
     path.unlink(missing_ok=True)  # what an earlier run found is not what this one finds
     code, _, error, seconds = checks.run(
-        "doctor", "--check", size, "--device", checks.device, "--findings", path, timeout=420
+        "doctor", "--check", size, "--device", checks.device, "--findings", path, timeout=420, **environment
     )
     findings = json.loads(path.read_text()) if path.exists() else {}
     wrong = [f for f in findings.get("findings", []) if f["failure"]]
@@ -78,7 +79,8 @@ def kernels(checks, size):
         detail += f"; first: {first['operation']} {first['case']}: {first['failure']}"
     elif code != 0:
         detail += f"; {last_line(error)}"
-    checks.step(f"kernels, {size} cases", code == 0, detail, findings=wrong[:20])
+    paths = "".join(f", {name}={value}" for name, value in environment.items())
+    checks.step(f"kernels, {size} cases{paths}", code == 0, detail, findings=wrong[:20])
     for observation in findings.get("observations", []):
         checks.note(observation["name"], observation["detail"])
 
@@ -247,12 +249,12 @@ def speed(checks, m):
 
 
 def table(rows):
-    print(f"\n{'operation':32} {'m':>6} {'n':>6} {'k':>6} {'ms':>9} {'TFLOP/s':>8} {'of torch dense':>15}")
+    print(f"\n{'operation':32} {'m':>6} {'n':>6} {'k':>6} {'ms':>9} {'TFLOP/s':>8} {'TB/s':>6} {'of torch dense':>15}")
     for row in rows:
         share = f"{row['share_of_torch']:.2f}" if row["share_of_torch"] else "-"
         name = f"{row['operation']} {row['what']}"
         print(f"{name[:32]:32} {row['m']:6} {row['n']:6} {row['k']:6} {row['seconds'] * 1e3:9.3f} "
-              f"{row['tflops']:8.1f} {share:>15}")
+              f"{row['tflops']:8.1f} {row['bytes'] / row['seconds'] / 1e12:6.2f} {share:>15}")
 
 
 def main():
@@ -261,6 +263,8 @@ def main():
     parser.add_argument("--ctq", default=default, type=Path, help="the ctq binary")
     parser.add_argument("--out", default=Path("gpu-check"), type=Path, help="folder for the results")
     parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--paths", default="library/mma,hopper/hopper,fused/mma",
+                        help="of linears and attention, each pair checked with small cases: CTQ_LINEAR/CTQ_ATTENTION")
     parser.add_argument("--quick", action="store_true", help="no large cases, no sanitizer, no speed")
     options = parser.parse_args()
     if not options.ctq.exists():
@@ -269,7 +273,9 @@ def main():
     checks = Checks(options.ctq.resolve(), options.device, options.out.resolve())
     start = time.time()
     doctor(checks)
-    kernels(checks, "small")
+    for pair in options.paths.split(","):
+        linear, attention = pair.split("/")
+        kernels(checks, "small", CTQ_LINEAR=linear, CTQ_ATTENTION=attention)
     verify(checks)
     logits(checks)
     scores(checks, [ROOT / "golden/bundled" / name for name in BUNDLED], ROOT / "golden/bundled/text.txt",
