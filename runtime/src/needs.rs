@@ -27,6 +27,8 @@ pub struct Needs {
     pub hidden_on_host: u64,
     /// Bytes of everything else that a token takes while a layer runs over it, on a device.
     pub activations: u64,
+    /// The same on each of several devices that share a layer.
+    pub activations_shared: u64,
     /// The same on a backend that computes in host memory.
     pub activations_on_host: u64,
 }
@@ -48,6 +50,7 @@ impl Needs {
             hidden,
             hidden_on_host: hidden,
             activations: (4 * activations(spec)) as u64,
+            activations_shared: (4 * activations_shared(spec)) as u64,
             activations_on_host: (4 * activations_on_host(spec)) as u64,
         }
     }
@@ -61,7 +64,8 @@ impl Needs {
         let embedding = if begins { part(self.embedding) } else { 0 };
         let head = if ends { part(self.head) } else { 0 };
         let all = if begins && ends { part(self.all) } else { share.iter().sum::<u64>() + embedding + head };
-        Needs { layers: share, embedding, head, all, ..self.clone() }
+        let activations = if ranks > 1 { self.activations_shared } else { self.activations };
+        Needs { layers: share, embedding, head, all, activations, ..self.clone() }
     }
 
     /// The most that is on the device when parts pass through it: two layers, for the next is loaded while one runs;
@@ -83,6 +87,7 @@ pub(crate) fn example() -> Needs {
         hidden: 10,
         hidden_on_host: 10,
         activations: 90,
+        activations_shared: 90,
         activations_on_host: 90,
     }
 }
@@ -115,10 +120,30 @@ fn activations_on_host(spec: &Spec) -> usize {
     spec.blocks.iter().map(of_block).max().unwrap_or(0)
 }
 
-/// Elements of f32 that a token takes beside its hidden state while a layer runs over it on a device: normed input,
-/// prepared operand, and the widest intermediate results. Gathered outputs exist twice for a moment, once in blocks and
-/// once in place.
+/// Elements of f32 that a token takes beside its hidden state while a layer runs over it on a device of its own, at the
+/// moment that takes most. An operand is counted as f32, which with bf16 it is not; that leaves room for one in another
+/// order of columns.
 fn activations(spec: &Spec) -> usize {
+    let hidden = spec.hidden;
+    let of_block = |block: &BlockSpec| {
+        let attention = &block.attention;
+        let (queries, keys) = (attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim);
+        // Normed input and its operand beside what is projected; then that beside keys and values of the attention's own
+        // and what is attended to.
+        let attention = (2 * hidden + queries + 2 * keys).max(2 * queries + 4 * keys);
+        let ffn = match &block.ffn {
+            // Normed input and its operand beside gate and up; or these and the operand that is made of both.
+            FfnSpec::Gated(gated) => 3 * gated.width + 2 * hidden,
+            FfnSpec::Moe { .. } => return activations_shared(spec),
+        };
+        attention.max(ffn)
+    };
+    spec.blocks.iter().map(of_block).max().unwrap_or(0)
+}
+
+/// The same on each of several devices that share a layer: normed input, prepared operand, and the widest intermediate
+/// results. Gathered outputs exist twice for a moment, once in blocks and once in place.
+fn activations_shared(spec: &Spec) -> usize {
     let widest = spec.blocks.iter().map(|block| {
         let attention = &block.attention;
         let projections = (2 * attention.heads + 2 * attention.kv_heads) * attention.head_dim;

@@ -1,8 +1,8 @@
 //! How the windows of a run are cut into groups and batches, and what stays where: as memory allows. Numbers in, numbers
 //! out; the scores cannot tell.
 //!
-//! Each group reads all weights once, so groups are as large as memory allows; batches only need to be large enough
-//! that a layer's weights are decoded for many tokens.
+//! Each group reads all weights once unless they stay, so groups are as large as memory allows where they do not; batches
+//! only need to be large enough that a layer's weights are decoded for many tokens.
 
 use std::ops::Range;
 
@@ -10,8 +10,9 @@ use crate::groups::groups;
 use crate::needs::Needs;
 use crate::schedule::{HiddenPlace, Schedule};
 
-/// Tokens of a batch that are plenty: more make nothing faster.
-pub const PLENTY_TOKENS: usize = 16_384;
+/// Tokens of a batch that are plenty: more make nothing faster, and take memory. Decoding the weights of a layer for so
+/// many is a thirtieth of their products.
+pub const PLENTY_TOKENS: usize = 8_192;
 
 /// Tokens of a batch below which hidden states rather wait on the host, and layers rather pass through: smaller batches
 /// keep a device waiting.
@@ -236,19 +237,31 @@ impl Room<'_> {
         self.device.saturating_sub(self.scratch + weights)
     }
 
-    /// All layers stay: the weights cross once, however many groups there are.
+    /// All layers stay: the weights cross once, however many groups there are, so that a group is no more than a batch.
     fn resident(&self, windows: &Windows<'_>) -> Option<Plan> {
-        let plan = self.on_device(self.needs.all, windows)?;
+        let most = windows.most.min(windows.plenty);
+        let plan = self.on_device(self.needs.all, &Windows { most, ..*windows })?;
         let resident_layers = self.needs.layers.len();
         Some(Plan { schedule: Schedule { resident_layers, ..plan.schedule }, ..plan })
     }
 
-    /// Layers pass through, two at a time. Hidden states wait where groups become fewer.
+    /// Layers pass through, two at a time. Hidden states wait where fewer bytes have to cross then.
     fn streaming(&self, windows: &Windows<'_>) -> Result<Plan, TooSmall> {
         let weights = self.needs.passing();
         let plans = [self.on_device(weights, windows), self.on_host(weights, windows)];
-        let fewest = plans.into_iter().flatten().min_by_key(|plan| plan.groups.len());
-        fewest.map_or_else(|| self.one_at_a_time(weights, windows), Ok)
+        let least = plans.into_iter().flatten().min_by_key(|plan| self.crossing(plan, windows.total));
+        least.map_or_else(|| self.one_at_a_time(weights, windows), Ok)
+    }
+
+    /// Bytes that cross between host and device: all layers for each group, and hidden states that wait on the host for
+    /// each layer, there and back.
+    fn crossing(&self, plan: &Plan, tokens: u64) -> u64 {
+        let layers: u64 = self.needs.layers.iter().sum();
+        let states = match plan.schedule.hidden {
+            HiddenPlace::Device => 0,
+            HiddenPlace::Host => 2 * self.needs.layers.len() as u64 * tokens * self.needs.hidden_on_host,
+        };
+        plan.groups.len() as u64 * layers + states
     }
 
     /// Hidden states stay on the device, beside a batch that is worth it.
@@ -345,16 +358,45 @@ mod tests {
         assert_eq!((plan.schedule.resident_layers, plan.schedule.hidden), (0, HiddenPlace::Device));
     }
 
-    /// A group is as large as it can be: each reads all weights once.
+    /// Layers that weigh much against hidden states.
+    fn heavy() -> Needs {
+        Needs { layers: vec![10_000_000; 4], all: 40_000_300, ..needs() }
+    }
+
+    /// Room for a batch that is worth it and hidden states of as many tokens: three groups on the device, or one whose
+    /// hidden states wait on the host.
     #[test]
-    fn hidden_states_wait_on_the_host_where_that_makes_groups_fewer() {
+    fn hidden_states_wait_on_the_host_where_fewer_bytes_cross() {
+        let lengths = [1_000; 10];
+        let with = |needs: &Needs| {
+            let room = ENOUGH_TOKENS as u64 * 100;
+            let device = needs.passing() + room;
+            let plan = plan(needs, separate(device, 10_000 * 30), 0, &lengths).expect("room");
+            assert!(plan.device_bytes <= device, "{plan:?}");
+            (plan.groups.len(), plan.schedule.hidden, plan.host_bytes)
+        };
+        assert_eq!(with(&heavy()), (1, HiddenPlace::Host, 10_000 * 30));
+        // Three times 400 bytes of layers, or once and four layers' hidden states there and back.
+        let light = Needs { all: 1 << 40, ..needs() };
+        assert_eq!(with(&light), (3, HiddenPlace::Device, 4_000 * 20));
+    }
+
+    #[test]
+    fn hidden_states_wait_on_the_host_where_a_batch_that_is_worth_it_has_no_room_beside_them() {
         let lengths = [50; 10];
-        // Room for 60 tokens in all that they take.
         let plan = plan(&needs(), separate(200 + 60 * 100, 500 * 30), 0, &lengths).expect("room");
-        assert_eq!(plan.groups.len(), 1);
-        assert_eq!(plan.schedule.hidden, HiddenPlace::Host);
+        assert_eq!((plan.groups.len(), plan.schedule.hidden), (1, HiddenPlace::Host));
         assert_eq!(plan.schedule.batch_tokens, 60);
         assert_eq!((plan.device_bytes, plan.host_bytes), (200 + 60 * 100, 500 * 30));
+    }
+
+    #[test]
+    fn groups_are_no_more_than_batches_where_all_weights_stay() {
+        let plan = plan(&needs(), separate(u64::MAX, 0), 0, &[2_048; 73]).expect("room");
+        assert_eq!(plan.schedule.resident_layers, 4);
+        assert_eq!(plan.groups.len(), 19);
+        let tokens = PLENTY_TOKENS as u64;
+        assert_eq!(plan.device_bytes, 700 + tokens * 100);
     }
 
     #[test]
@@ -390,9 +432,12 @@ mod tests {
         // Hidden states of 60 windows beside a batch that is enough, but not one that is plenty.
         let room = 60_000 * 10 + 5_000 * 90;
         let plan = plan(&needs(), separate(200 + room, 0), 0, &lengths).expect("room");
-        assert!(plan.groups.len() <= 2, "{:?}", plan.groups);
-        assert!(plan.schedule.batch_tokens >= ENOUGH_TOKENS);
-        assert!(plan.device_bytes <= 200 + room);
+        assert_eq!(plan.schedule.resident_layers, 4);
+        let streamed =
+            super::plan(&heavy(), separate(heavy().passing() + room, 0), 0, &lengths).expect("room");
+        assert!(streamed.groups.len() <= 2, "{:?}", streamed.groups);
+        assert!(streamed.schedule.batch_tokens >= ENOUGH_TOKENS);
+        assert!(streamed.device_bytes <= heavy().passing() + room);
         let plenty = super::plan(&needs(), separate(u64::MAX, u64::MAX), 0, &lengths).expect("room");
         assert_eq!(plenty.schedule.batch_tokens, PLENTY_TOKENS);
     }
@@ -426,20 +471,20 @@ mod tests {
         let some = plan(&needs(), Pool::Shared(120 * 100), 0, &lengths).expect("room");
         assert_eq!((some.groups.len(), some.schedule.batch_tokens), (5, 120));
         // Groups come first, as on a device: a batch needs no more than is worth it.
-        let budget = 20_000 * 100;
+        let budget = 12_000 * 100;
         let long = plan(&needs(), Pool::Shared(budget), 0, &[1_000; 60]).expect("room");
         assert_eq!(long.groups.len(), 1);
         assert!((ENOUGH_TOKENS..PLENTY_TOKENS).contains(&long.schedule.batch_tokens), "{long:?}");
         assert!(long.device_bytes <= budget && long.host_bytes == 0, "{long:?}");
     }
 
-    /// Over many budgets: what is planned covers all windows and fits. More memory never makes more groups, but where
+    /// Over many budgets: what is planned covers all windows and fits. With more memory never more bytes cross, but where
     /// the host has none and a batch that is worth it takes room from hidden states.
     #[test]
-    fn plans_fit_and_more_memory_does_not_make_more_groups() {
+    fn plans_fit_and_with_more_memory_no_more_bytes_cross() {
         let lengths = [700, 3, 2_000, 2_000, 1_999, 64, 1, 900, 2_000, 2_000];
         for host in [0, 100_000, 1 << 40] {
-            let mut fewest = usize::MAX;
+            let mut least = u64::MAX;
             for device in (200_000..2_000_000).step_by(7_777) {
                 let Ok(plan) = plan(&needs(), separate(device, host), 11, &lengths) else {
                     assert!(device < 11 + 200 + 2_000 * 100, "{device} is enough for a window");
@@ -450,8 +495,10 @@ mod tests {
                 let covered: Vec<usize> = plan.groups.iter().cloned().flatten().collect();
                 assert_eq!(covered, (0..lengths.len()).collect::<Vec<_>>());
                 if plan.schedule.resident_layers == 0 && host > 0 {
-                    assert!(plan.groups.len() <= fewest, "{device}: {plan:?}");
-                    fewest = plan.groups.len();
+                    let needs = &needs();
+                    let crossing = Room { needs, device, host, scratch: 11 }.crossing(&plan, 11_667);
+                    assert!(crossing <= least, "{device}: {plan:?}");
+                    least = crossing;
                 }
             }
         }

@@ -219,6 +219,10 @@ impl TensorSource for Names {
 
 #[cfg(test)]
 mod tests {
+    use ctq_kernels::cuda::scratch_bytes;
+    use ctq_model::inventory::LinearClass;
+    use ctq_runtime::{Needs, Pool, plan};
+
     use super::*;
     use crate::bench::options::ShapeChoice;
 
@@ -262,5 +266,31 @@ mod tests {
         assert!(layer.vectors.contains_key("model.layers.0.self_attn.q_proj.input_global_scale"));
         // 147,456 weights of 4 bits, a scale byte for 16.
         assert_eq!(source.layer_bytes(), 147_456 / 2 + 147_456 / 16);
+    }
+
+    /// What a run is foreseen to take beyond the packed weights, in GiB.
+    fn beyond_packed(shape: ShapeChoice, windows: usize) -> f64 {
+        let model = Model::of(shape);
+        let names = Names::new(&model, BenchScheme::W4a16, model.layers).expect("names");
+        let inventory = Inventory::read(&names, &[]).expect("an inventory");
+        let needs = Needs::of(&inventory);
+        let layers = inventory.linears().filter(|linear| linear.class == LinearClass::Ffn);
+        let scratch = scratch_bytes(layers.map(|linear| (linear.n, linear.k)));
+        let pool = Pool::Separate { device: 75 << 30, host: 60 << 30 };
+        let plan = plan(&needs, pool, scratch, &vec![2048; windows]).expect("room");
+        assert_eq!(plan.schedule.resident_layers, model.layers, "all stay");
+        (plan.device_bytes - needs.all) as f64 / f64::from(1 << 30)
+    }
+
+    /// By hand, 8B: 8192 tokens of 16 KiB of hidden state and 200 KiB of activations are 1.69 GiB; two decoded matrices of
+    /// 14,336 x 4096 are 0.22, chunks of a product 0.07, logits 0.13. However many windows there are.
+    #[test]
+    fn whole_models_take_little_beside_their_packed_weights() {
+        for windows in [4, 73, 2000] {
+            let taken = beyond_packed(ShapeChoice::Llama8b, windows);
+            assert!((2.0..2.15).contains(&taken), "{windows}: {taken}");
+        }
+        let large = beyond_packed(ShapeChoice::Mistral123b, 73);
+        assert!((5.0..5.6).contains(&large), "{large}");
     }
 }
