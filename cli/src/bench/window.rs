@@ -9,7 +9,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use ctq_kernels::bench::PeakTiming;
 use ctq_kernels::{Backend, Compute};
 use ctq_model::window::{Window, WindowScores};
-use ctq_runtime::{Acts, Engine, HiddenPlace, Observer, Schedule, Settings};
+use ctq_runtime::{Acts, Engine, HiddenPlace, Observer, Schedule, Settings, groups};
 use serde::Serialize;
 
 use super::memory::watched;
@@ -143,9 +143,9 @@ pub(super) fn measure<B: Backend>(
     Ok(timings)
 }
 
-/// One round.
+/// One round, or one group of windows of it.
 struct Round {
-    /// Seconds to the first layer, of each layer, and of the head.
+    /// Seconds to the first layer, of each layer, and of the head; of several groups their sums.
     embedding: f64,
     layers: Vec<f64>,
     head: f64,
@@ -156,6 +156,15 @@ struct Round {
 impl Round {
     fn seconds(&self) -> f64 {
         self.embedding + self.layers.iter().sum::<f64>() + self.head
+    }
+
+    /// Both, one after the other.
+    fn and(mut self, other: Round) -> Round {
+        self.layers.iter_mut().zip(&other.layers).for_each(|(one, other)| *one += other);
+        self.scores.extend(other.scores);
+        let embedding = self.embedding + other.embedding;
+        let (head, making) = (self.head + other.head, self.making + other.making);
+        Round { embedding, head, making, ..self }
     }
 }
 
@@ -221,7 +230,26 @@ impl Case {
         Ok(timing)
     }
 
+    /// All windows: as one group, or where layers stay on the device as groups no larger than a batch, as `ctq eval` cuts
+    /// them.
     fn round<B: Backend>(
+        &self,
+        engine: &Engine<'_, B>,
+        source: &Synthetic,
+        windows: &[Window],
+    ) -> anyhow::Result<Round> {
+        let tokens = match self.weights {
+            WeightsPlace::Nowhere | WeightsPlace::Host => usize::MAX,
+            WeightsPlace::Device => self.batch,
+        };
+        let lengths: Vec<usize> = windows.iter().map(|window| window.ids.len()).collect();
+        let mut groups = groups(&lengths, tokens).into_iter();
+        let first = groups.next().unwrap_or(0..0);
+        let first = self.group(engine, source, &windows[first])?;
+        groups.try_fold(first, |round, group| Ok(round.and(self.group(engine, source, &windows[group])?)))
+    }
+
+    fn group<B: Backend>(
         &self,
         engine: &Engine<'_, B>,
         source: &Synthetic,
