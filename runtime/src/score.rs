@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use ctq_kernels::collective::Peers;
 use ctq_kernels::{Backend, HeadTiles, VOCABULARY_TILE};
+use rayon::prelude::*;
 
 use crate::block::Context;
 use crate::error::{Error, Result};
@@ -32,7 +33,7 @@ pub(crate) fn score<B: Backend>(
     let block = block.clamp(VOCABULARY_TILE, HEAD_ROWS);
     let held = backend.held(&head.matrix);
     let held = held.start.min(vocabulary)..held.end.min(vocabulary);
-    let blocks = held.clone().step_by(block).map(|start| {
+    let mut blocks = held.clone().step_by(block).map(|start| {
         let vocabulary = start..held.end.min(start + block);
         let tiles = backend.head(operand, &head.matrix, vocabulary, &targets, context.compute);
         tiles.map_err(|source| Error::Kernel { module: head.module.clone(), source })
@@ -40,9 +41,12 @@ pub(crate) fn score<B: Backend>(
     if backend.peers().ranks() > 1 {
         return across(backend.peers(), &blocks.collect::<Result<Vec<_>>>()?, rows);
     }
+    // While a device makes the tiles of one block, those of the block before are folded.
     let mut folds = vec![Fold::default(); rows];
-    for tiles in blocks {
-        fold(&mut folds, &tiles?);
+    let mut made = blocks.next().transpose()?;
+    while let Some(tiles) = made {
+        let (next, ()) = rayon::join(|| blocks.next().transpose(), || fold(&mut folds, &tiles));
+        made = next?;
     }
     Ok(folds.iter().map(Fold::nll).collect())
 }
@@ -98,15 +102,19 @@ fn from_bytes(bytes: &[u8], rows: usize) -> HeadTiles {
     all
 }
 
+/// Rows worth a task of their own: a hundred exponentials and more take microseconds.
+const FOLDED_ROWS: usize = 64;
+
+/// Adds tiles to each row, in order.
 fn fold(folds: &mut [Fold], tiles: &HeadTiles) {
-    for (row, fold) in folds.iter_mut().enumerate() {
+    folds.par_iter_mut().with_min_len(FOLDED_ROWS).enumerate().for_each(|(row, fold)| {
         for (largest, sum) in &tiles.partials[row * tiles.tiles..(row + 1) * tiles.tiles] {
             fold.add(*largest, *sum);
         }
         if let Some(target) = tiles.targets[row] {
             fold.target = f64::from(target);
         }
-    }
+    });
 }
 
 /// Running log-sum-exp of one row.

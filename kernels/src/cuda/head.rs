@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use bytemuck::NoUninit;
 use ctq_container::TILE;
+use rayon::prelude::*;
 
 use crate::KernelError;
 use crate::backend::{HeadTiles, VOCABULARY_TILE};
@@ -41,6 +42,9 @@ const HOPPER_KERNELS: [&str; 8] = [
 
 const KERNELS: [&str; 7] =
     ["head_int4", "head_e2m1", "head_int8", "head_e4m3", "head_bf16", "head_f16", "head_f32"];
+
+/// Partials worth a task of their own.
+const PAIRED: usize = 1 << 14;
 
 /// `Fold`.
 #[derive(Clone, Copy, NoUninit)]
@@ -303,14 +307,14 @@ impl<M> Partials<M> {
         targets: &[Option<usize>],
     ) -> Result<HeadTiles, KernelError> {
         let count = self.rows * self.tiles;
-        let largest = download_floats(device, &self.largest, count)?;
-        let mut sums = vec![0; count * 8];
-        device.download(&self.sums, 0, &mut sums)?;
-        let sums = sums.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("eight bytes")));
+        let (mut largest, mut sums) = (vec![0_f32; count], vec![0_f64; count]);
+        device.download(&self.largest, 0, bytemuck::cast_slice_mut(&mut largest))?;
+        device.download(&self.sums, 0, bytemuck::cast_slice_mut(&mut sums))?;
         let logits = download_floats(device, &self.target_logits, self.rows)?;
         Ok(HeadTiles {
             tiles: self.tiles,
-            partials: largest.into_iter().zip(sums).collect(),
+            // The device waits meanwhile.
+            partials: largest.into_par_iter().zip(sums).with_min_len(PAIRED).collect(),
             targets: targets.iter().zip(logits).map(|(target, logit)| target.map(|_| logit)).collect(),
         })
     }

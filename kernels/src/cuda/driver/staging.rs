@@ -1,6 +1,7 @@
 //! Large copies, through two pinned buffers by turns, so that one is filled or emptied while the other crosses the bus.
 #![expect(unsafe_code, reason = "calls the driver, and copies into memory that it gives")]
 
+use std::num::NonZero;
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
@@ -12,11 +13,11 @@ use super::memory::{CudaMemory, Heap};
 use crate::KernelError;
 
 /// Bytes of one pinned buffer.
-const BUFFER: usize = 32 << 20;
+const BUFFER: usize = 16 << 20;
 /// Copies that may be under way at once: weights of the next layer, and activations of this one, each on its own way.
 const LANES: usize = 2;
-/// Threads that fill or empty a buffer: one does not keep up with the bus.
-const THREADS: usize = 4;
+/// Threads that fill or empty a buffer, at most: one does not keep up with the bus, nor do four with pages of files.
+const THREADS: usize = 8;
 /// Bytes worth a thread of their own.
 const LEAST: usize = 1 << 20;
 
@@ -77,7 +78,8 @@ impl Buffer {
 /// Copies on several threads. Plain ones: a task of a pool that waited here could be handed another upload to run, which
 /// would wait for this one.
 fn copy(from: &[u8], to: &mut [u8]) {
-    let share = from.len().div_ceil(THREADS).max(LEAST);
+    let threads = thread::available_parallelism().map_or(1, NonZero::get).min(THREADS);
+    let share = from.len().div_ceil(threads).max(LEAST);
     thread::scope(|scope| {
         let mut parts = to.chunks_mut(share).zip(from.chunks(share));
         let first = parts.next();
