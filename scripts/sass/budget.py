@@ -29,8 +29,8 @@ class Budget:
     blocks: int
     # Operands have 8 bits.
     is_bytes: bool
-    # wgmma: four warps multiply together.
-    is_group: bool
+    # Outputs across that one warpgroup's instruction has, tokens of a product; `None`: warps multiply alone.
+    across: int
 
     @property
     def peak(self):
@@ -126,12 +126,12 @@ def of(kernel, chip):
         spills=sum(rates.kind(i) == "local" for i in kernel.instructions),
         blocks=rates.blocks_of_multiprocessor(kernel, chip),
         is_bytes=bool(tensor) and all(map(rates.is_bytes, tensor)),
-        is_group=any(i.base in rates.TENSOR_GROUP for i in tensor),
+        across=next((rates.shape_of(i)[1] for i in tensor if i.base in rates.TENSOR_GROUP), None),
     )
 
 
 def code_of(kernel):
-    """The codes that a kernel of linears decodes, by its name; `None`: it is no such kernel."""
-    if not kernel.file.startswith("linear"):
+    """The codes that a kernel of linears decodes to multiply them with values, by its name; `None`: it is no such kernel."""
+    if not kernel.file.startswith("linear") or kernel.name.startswith("codes"):
         return None
-    return next((code for code in CODES if code in kernel.name.split("_")), None)
+    return next((code for code in CODES if kernel.name.endswith(f"_{code}")), None)

@@ -89,20 +89,22 @@ def passes(chip, budgets):
     )
 
 
-def floors(chip):
+def floors(chip, m=8192):
+    def micros(count):
+        return f"{m * count / chip.memory * 1e6:.0f}"
+
     rows = []
     for model in shapes.MODELS:
-        for name, size, elements in shapes.PASSES:
-            count = elements(model)
-            micros = 8192 * size * count / chip.memory * 1e6
-            rows.append([model.name, name, size, count, f"{micros:.0f}"])
-        total = 8192 * shapes.pass_bytes(model) / chip.memory
-        weights = sum(shapes.dense_seconds(chip, n, k, 8192) for _, n, k in model.linears())
-        rows.append([model.name, "**all**", "", "", f"**{total * 1e6:.0f}**, {total / weights:.0%} of dense products"])
+        for name, *sizes, elements in shapes.PASSES:
+            rows.append([model.name, name, *sizes, elements(model), *(micros(size * elements(model)) for size in sizes)])
+        dense = sum(shapes.dense_seconds(chip, n, k, m) for _, n, k in model.linears())
+        totals = [shapes.pass_bytes(model, how) for how in (shapes.COMPOSED, shapes.FUSED)]
+        shares = [f"**{micros(total)}**, {m * total / chip.memory / dense:.0%}" for total in totals]
+        rows.append([model.name, "**all**, of dense products", "", "", "", *shares])
     return (
-        "## Floors of passes over activations\n\nOf one layer and 8192 tokens, each operation by itself, as composed: a"
-        " fused one saves what it replaces.\n\n"
-        + table(["model", "pass", "bytes an element", "elements a token", "us at the rate of a copy"], rows)
+        f"## Floors of passes over activations\n\nOf one layer and {m} tokens, at the rate of a copy: operations one after"
+        " the other, and fused.\n\n"
+        + table(["model", "pass", "bytes an element", "fused", "elements a token", "us", "us fused"], rows)
     )
 
 
@@ -111,14 +113,12 @@ def product_of(found):
     code = budget.code_of(found.kernel)
     if found.taken != "products" or code is None or found.is_bytes or not found.kernel.threads:
         return None
-    # Of one warp in a trip of 64 k, 16 rows of outputs.
-    tokens = found.best.multiply_adds // 4 // (16 * shapes.TRIP)
-    return shapes.Product(found.kernel.name, code, 64 * found.groups, tokens, found.groups, *trip(found))
-
-
-def trip(found):
-    """Clocks of a trip at best and at worst, and its multiply-adds."""
-    return found.best.most, found.worst.most, found.best.multiply_adds
+    # Of one warp in a trip, 16 rows of outputs: tokens by k. Warps that multiply alone take a tile's k at a time.
+    outputs = found.best.multiply_adds // 4 // 16
+    tokens = found.across or outputs // shapes.TILE
+    k = outputs // tokens if tokens else 0
+    clocks = found.best.most, found.worst.most
+    return shapes.Product(found.kernel.name, code, 64 * found.groups, tokens, k, found.groups, *clocks)
 
 
 def decode_rates(budgets):
@@ -175,11 +175,10 @@ def attention_rates(chip, budgets, head_dim, context):
         tiles = sum(-(-min(first + queries, context) // keys) for first in range(0, context, queries))
         useful = context * context / 2 / (tiles * keys * queries)
         peak = 2 * chip.tensor * chip.multiprocessors * chip.clock
-        # Nothing of a tile's two halves of products and its softmax beside one another, or all.
+        # Nothing of a tile's products beside a softmax, or all.
         alone = found.best.multiply_adds / found.peak
         alone /= found.best.clocks["tensor"] + found.best.clocks["issue"] - found.best.counts["tensor"]
-        worst = min(found.share[0], alone)
-        rates[found.kernel.name] = (worst * useful * peak, found.share[1] * useful * peak)
+        rates[found.kernel.name] = (min(alone, found.share[1]) * useful * peak, found.share[1] * useful * peak)
     return rates
 
 
@@ -190,9 +189,9 @@ def attention(chip, budgets):
             for name, rate in attention_rates(chip, budgets, head_dim, context).items():
                 rows.append([f"`{name}`", head_dim, context, span(rate, 1e-12, 0)])
     return (
-        "## Attention: TFLOP/s of causal operations\n\nLeast: a warp's products and its softmax one after the other, or"
-        " every branch taken; most: one warp's products beside another's softmax. Tiles that the mask cuts are counted"
-        " whole. FlashAttention-3 is reported at 566 to 614 for heads of 128 (pytorch/benchmark PR 2391); the target is"
+        "## Attention: TFLOP/s of causal operations\n\nLeast: a warp's products and its softmax one after the other;"
+        " most: one warp's products beside another's softmax, as far as pipes allow. Tiles that the mask cuts are counted"
+        " whole, without what masking them takes. FlashAttention-3 is reported at 566 to 614 for heads of 128 (pytorch/benchmark PR 2391); the target is"
         " 0.6 of what torch reaches beside it.\n\n" + table(["kernel", "head", "context", "TFLOP/s"], rows)
     )
 
@@ -232,20 +231,21 @@ def models(chip, budgets, context=2048, m=8192):
             for name, way in ways_of(chip, budgets, code, m):
                 for kernel, rates in attend.items():
 
-                    def tokens(side, rate, way=way):
-                        linears = lambda n, k: side(way(n, k))
-                        return m / shapes.model_seconds(chip, model, linears, rate, context, m)
+                    def tokens(side, rate, how, way=way):
+                        def linears(n, k):
+                            return side(way(n, k))
 
-                    ends = tokens(max, rates[0]), tokens(min, rates[1])
+                        return m / shapes.model_seconds(chip, model, linears, rate, how, context, m)
+
+                    ends = tokens(max, rates[0], shapes.COMPOSED), tokens(min, rates[1], shapes.FUSED)
                     rows.append([model.name, code, name, f"`{kernel}`", span(ends, 1, 0)])
-        bare = shapes.model_seconds(chip, model, lambda n, k: shapes.dense_seconds(chip, n, k, m), 1e30, context, m)
-        passes_alone = m * model.layers * shapes.pass_bytes(model) / chip.memory
+        products = model.layers * model.weights() + model.vocabulary * model.hidden
         rows.append([model.name, "-", "the rate of a library, nothing but products", "-",
-                     f"{m / (bare - passes_alone):.0f}"])  # fmt: skip
+                     f"{chip.dense / (2 * products):.0f}"])  # fmt: skip
     return (
         f"## Whole models: tokens a second, windows of {context}, {m} tokens at a time, weights resident\n\n"
-        "Passes over activations composed and at the rate of a copy; every row through the head, which the library"
-        " multiplies. Target: 38,000 for 8B from int4. Matrices of fewer than"
+        "Least: passes over activations one after the other, and the least of linears and attention; most: fused ones,"
+        " and the most. Passes at the rate of a copy; every row through the head, which the library multiplies. Target: 38,000 for 8B from int4. Matrices of fewer than"
         f" {shapes.LIBRARY_ROWS} rows are not decoded for the library: k and v of both models.\n\n"
         + table(["model", "weights", "linears by", "attention by", "tokens/s"], rows)
     )
