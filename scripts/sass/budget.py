@@ -66,10 +66,14 @@ def bytes_of(block):
     return sum(rates.width(i) for i in block.instructions if rates.kind(i) == "global")
 
 
+def wide_of(block):
+    """Bytes of wide accesses: what a kernel is there to move. Narrow ones look up scales, of one type or another."""
+    return sum(rates.width(i) for i in block.instructions if rates.kind(i) == "global" and rates.width(i) == 16)
+
+
 def products_of(block):
     """Products, and with them the wide loads that feed the next: a way without these is the last trip's."""
-    wide = sum(rates.width(i) for i in block.instructions if rates.kind(i) == "global" and rates.width(i) == 16)
-    return 1000 * sum(map(rates.multiply_adds, block.instructions)) + wide
+    return 1000 * sum(map(rates.multiply_adds, block.instructions)) + wide_of(block)
 
 
 def sums_of(block):
@@ -93,7 +97,8 @@ def chosen(blocks):
     def has_products(members):
         return any(map(rates.multiply_adds, (i for at in members for i in blocks[at].instructions)))
 
-    for taken, worth in (("products", products_of), ("sums", sums_of), ("loop", bytes_of)):
+    moved = wide_of if any(map(wide_of, blocks)) else bytes_of
+    for taken, worth in (("products", products_of), ("sums", sums_of), ("loop", moved)):
         loop = hot_loop(blocks, loops, worth)
         if loop is None or (taken == "products" and not has_products(loop.members)):
             continue
@@ -103,7 +108,7 @@ def chosen(blocks):
             return taken, best, every
     every = [i for at in order for i in blocks[at].instructions]
     ends = [at for at in order if blocks[at].instructions[-1].base == "EXIT"]
-    return "whole", listing.cheapest_way(blocks, order, 0, ends, set(order), bytes_of, length), every
+    return "whole", listing.cheapest_way(blocks, order, 0, ends, set(order), moved, length), every
 
 
 def length(block):
