@@ -10,6 +10,7 @@ use crate::KernelError;
 use crate::cuda::Cuda;
 use crate::cuda::buffer::{CudaBuffer, upload_integers};
 use crate::cuda::device::{Address, Arguments, Device, Queue};
+use crate::cuda::linear::format::{Format, format};
 use crate::cuda::matrix::{CudaMatrix, MatrixArgs, Worth};
 
 /// `DecodeArgs`.
@@ -37,6 +38,22 @@ struct LookUpArgs {
 
 // SAFETY: as the structure of that name in decode.cu.
 unsafe impl Arguments for LookUpArgs {}
+
+/// For schemes that have a short way to operands; bf16 codes are copied by the kernel of any.
+const QUICK: [&str; 8] = [
+    "decode_quick_int4",
+    "decode_quick_int4_f32",
+    "decode_quick_e2m1",
+    "decode_quick_int8",
+    "decode_quick_int8_f32",
+    "decode_quick_e4m3",
+    "decode_quick_e4m3_f32",
+    "decode_rows_bf16",
+];
+
+/// Tiles along k that a block of these kernels decodes, `QUICK_COLUMNS`; of the others.
+const QUICK_COLUMNS: usize = 8;
+const COLUMNS: usize = 2;
 
 const ROWS: [&str; 7] = [
     "decode_rows_int4",
@@ -69,9 +86,14 @@ pub(crate) fn operand_rows<D: Device>(
 ) -> Result<(), KernelError> {
     let args = matrix.args::<D>(rows, Worth::Operand);
     let row_tiles = (args.first as usize + padded).div_ceil(TILE);
-    let blocks = [matrix.stride().div_ceil(2 * TILE), row_tiles, 1];
+    let quick = format(matrix, Worth::Operand).filter(|format| *format != Format::Bf16);
+    let (kernel, columns) = match quick {
+        Some(format) => (format.pick(&QUICK), QUICK_COLUMNS),
+        None => (matrix.class().pick(&ROWS), COLUMNS),
+    };
+    let blocks = [matrix.stride().div_ceil(columns * TILE), row_tiles, 1];
     let args = DecodeArgs { matrix: args, out, rows: padded as u32, padding: 0 };
-    device.launch(queue, matrix.class().pick(&ROWS), blocks, &args)
+    device.launch(queue, kernel, blocks, &args)
 }
 
 /// The row tiles of `args` as bf16 operands in the order of 16-bit tiles: [row tiles][k tiles][4096].
