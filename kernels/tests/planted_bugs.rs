@@ -416,8 +416,9 @@ fn every_planted_bug_is_caught() {
     assert!(BUGS.len() >= 10);
     let folder = tempfile::tempdir().expect("a folder");
     let plain = BUGS.iter().map(|bug| (bug, Engine::Plain));
-    let all: Vec<(&Bug, Engine)> =
-        plain.chain(BUGS_ON_WARPGROUPS.iter().chain(attention_hopper::BUGS).map(|bug| (bug, Engine::Warpgroups))).collect();
+    let all: Vec<(&Bug, Engine)> = plain
+        .chain(BUGS_ON_WARPGROUPS.iter().chain(attention_hopper::BUGS).map(|bug| (bug, Engine::Warpgroups)))
+        .collect();
     let missed: Vec<&str> = all
         .par_iter()
         .enumerate()
