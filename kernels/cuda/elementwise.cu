@@ -115,11 +115,30 @@ struct FiniteArgs {
     u32* first;
 };
 
+// Groups of four elements that a thread has under way.
+#define FINITE_QUADS 4
+
+// The row of the first element of a group that is not finite; the largest number where all are.
+DEV u32 bad_row(const FiniteArgs& args, u64 quad, Quad q) {
+    if (is_finite(q.x) && is_finite(q.y) && is_finite(q.z) && is_finite(q.w)) return 0xffffffffu;
+    u32 before = !is_finite(q.x) ? 0 : !is_finite(q.y) ? 1 : !is_finite(q.z) ? 2 : 3;
+    return (u32)((quad * 4 + before) / args.width);
+}
+
 // first[block]: the first of the rows seen by the block that holds a NaN or an infinity, else the largest number.
 KERNEL(first_non_finite, FiniteArgs, ELEMENTWISE_THREADS, 4 * (ELEMENTWISE_THREADS / WARP)) {
     u32 first = 0xffffffffu;
-    for (u64 i = element(); i < args.count; i += (u64)args.blocks * ELEMENTWISE_THREADS)
-        if ((bits_of(args.x[i]) & 0x7f800000u) == 0x7f800000u) first = least(first, (u32)(i / args.width));
+    const u64 step = (u64)args.blocks * ELEMENTWISE_THREADS, quads = args.count / 4;
+    for (u64 begin = element(); begin < quads; begin += step * FINITE_QUADS) {
+        Quad found[FINITE_QUADS];
+        // The last one again rather than none: nothing then stands between the loads.
+        UNROLL for (u32 i = 0; i < FINITE_QUADS; i++) found[i] = load16(args.x + least(begin + i * step, quads - 1) * 4);
+        UNROLL for (u32 i = 0; i < FINITE_QUADS; i++)
+            first = least(first, bad_row(args, least(begin + i * step, quads - 1), found[i]));
+    }
+    // Less than a group is left.
+    u64 rest = quads * 4 + thread();
+    if (block_x() == 0 && rest < args.count && !is_finite(bits_of(args.x[rest]))) first = least(first, (u32)(rest / args.width));
     for (u32 mask = WARP / 2; mask > 0; mask /= 2) first = least(first, shuffle_xor(first, mask));
     u32* warps = (u32*)shared();
     if (lane() == 0) warps[warp()] = first;

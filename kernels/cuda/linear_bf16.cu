@@ -1,17 +1,25 @@
 // Linears on tensor cores straight from packed tiles: one product, or several of the same shape in one launch.
 #include "tensor_product.cuh"
 
+// What becomes of what is in the place of a result: `Store` of device.rs.
+#define STORE_OVER 0
+#define STORE_ADDED 1
+
 // One product; `ProblemArgs` in linear/fused.rs.
 struct Problem {
     Matrix matrix;
     const u16* x;     // bf16 [m, k_tiles * 64], zero beyond k
     float* y;         // [m, y_stride]
+    const float* bias;   // one a row, or null
+    const float* added;  // [m, added_stride], or null; may be `y`
     u32 m;
     u32 first_block;  // blocks of tokens before it
     u32 y_stride;
     float divisor;    // of all sums
+    u32 added_stride;
+    u32 padding;
 };
-static_assert(sizeof(Problem) == 120, "as ProblemArgs in linear/fused.rs");
+static_assert(sizeof(Problem) == 144, "as ProblemArgs in linear/fused.rs");
 
 struct FusedArgs {
     Problem single;
@@ -37,10 +45,18 @@ template <u32 HALF> DEV void store_half(const Problem& p, const float (&sums)[16
     sync_block();
     u32 row = thread() % PRODUCT_ROWS, held = block_x() * PRODUCT_ROWS + row;
     bool wanted = held >= p.matrix.first && held - p.matrix.first < p.matrix.n;
+    // A sum that is not biased must stay as it is: -0 + 0 is another number.
+    bool biased = p.bias && wanted;
+    float bias = biased ? p.bias[held - p.matrix.first] : 0.0f;
     for (u32 i = thread() / PRODUCT_ROWS; i < STAGED_TOKENS; i += PRODUCT_THREADS / PRODUCT_ROWS) {
         u32 token = first_token + HALF * STAGED_TOKENS + i;
-        if (wanted && token < p.m)
-            p.y[(u64)token * p.y_stride + (held - p.matrix.first)] = staged()[i * STAGED_STRIDE + row];
+        if (wanted && token < p.m) {
+            u32 column = held - p.matrix.first;
+            float sum = staged()[i * STAGED_STRIDE + row];
+            if (biased) sum += bias;
+            if (p.added) sum = p.added[(u64)token * p.added_stride + column] + sum;
+            p.y[(u64)token * p.y_stride + column] = sum;
+        }
     }
 }
 
@@ -77,13 +93,15 @@ struct CopyColumnsArgs {
     u32 columns;
     u32 from_stride;
     u32 to_stride;
+    u32 store;
 };
 
-// The first columns of a row each block.
+// The first columns of a row each block, or added to what is there.
 KERNEL(copy_columns, CopyColumnsArgs, COPY_THREADS, 0) {
     const float* from = args.from + (u64)block_x() * args.from_stride;
     float* to = args.to + (u64)block_x() * args.to_stride;
-    for (u32 i = thread(); i < args.columns; i += COPY_THREADS) to[i] = from[i];
+    for (u32 i = thread(); i < args.columns; i += COPY_THREADS)
+        to[i] = args.store == STORE_ADDED ? to[i] + from[i] : from[i];
 }
 
 struct PadRowsArgs {

@@ -1,12 +1,7 @@
-// RMS norm in f32. The sum of squares follows the CPU backend's order (kernels/src/cpu/elementwise.rs): its four chains
-// of eight lanes are the 32 lanes of a warp.
-#include "arch.cuh"
+// RMS norm in f32, results in f32.
+#include "norm.cuh"
 
 #define NORM_THREADS 256
-// Lanes of one chain.
-#define NORM_LANES 8
-// Additions before a chain's sum moves up a level.
-#define NORM_STEP 16
 
 struct NormArgs {
     const float* x;
@@ -50,19 +45,7 @@ DEV float square_levels(const float* x, u32 lines) {
 DEV float square_sum(const float* x, u32 length) {
     u32 lines = length / WARP;
     float chain = square_levels(x, lines);
-    // Whole lines of eight that are left go to the first chain.
-    u32 at = lines * WARP;
-    for (; at + NORM_LANES <= length; at += NORM_LANES) {
-        float value = x[at + lane() % NORM_LANES];
-        if (lane() < NORM_LANES) chain += value * value;
-    }
-    float folded = shuffle(chain, lane() % NORM_LANES);
-    UNROLL for (u32 from = NORM_LANES; from < WARP; from += NORM_LANES)
-        folded += shuffle(chain, from + lane() % NORM_LANES);
-    float sum = 0.0f;
-    for (; at < length; at++) sum += x[at] * x[at];
-    UNROLL for (u32 from = 0; from < NORM_LANES; from++) sum += shuffle(folded, from);
-    return sum;
+    return fold_chains(chain, x, lines, length);
 }
 
 // out = (x * (1 / sqrt(mean of squares + epsilon))) * weight; a warp a run.

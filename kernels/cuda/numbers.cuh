@@ -3,6 +3,9 @@
 #pragma once
 #include "arch.cuh"
 
+// Whether the bits are neither a NaN's nor an infinity's.
+DEV bool is_finite(u32 bits) { return (bits & 0x7f800000u) != 0x7f800000u; }
+
 // Nearest bf16 number as an f32. Infinities and NaN stay.
 DEV float round_bf16(float x) {
     u32 bits = bits_of(x);

@@ -222,7 +222,7 @@ pub trait Backend: Send + Sync {
     ) -> Result<Self::Operand, KernelError>;
 
     /// [`Backend::norm`] over whole rows, then [`Backend::prepare`]: with their bits, but a device may leave out what is
-    /// between.
+    /// between. And [`Backend::watch`] of `x`, which is looked at anyway.
     fn norm_operand(
         &self,
         x: &Self::Buffer,
@@ -231,7 +231,7 @@ pub trait Backend: Send + Sync {
         treatment: &Treatment,
         compute: Compute,
         windows: &[Range<usize>],
-    ) -> Result<Self::Operand, KernelError> {
+    ) -> Result<(Self::Operand, Self::Watch), KernelError> {
         composed::norm_operand(self, x, weight, epsilon, treatment, compute, windows)
     }
 

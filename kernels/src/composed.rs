@@ -15,8 +15,10 @@ pub(crate) fn norm_operand<B: Backend + ?Sized>(
     treatment: &Treatment,
     compute: Compute,
     windows: &[Range<usize>],
-) -> Result<B::Operand, KernelError> {
-    backend.prepare(&backend.norm(x, weight, epsilon)?, treatment, compute, windows)
+) -> Result<(B::Operand, B::Watch), KernelError> {
+    let watch = backend.watch(x)?;
+    let normed = backend.norm(x, weight, epsilon)?;
+    Ok((backend.prepare(&normed, treatment, compute, windows)?, watch))
 }
 
 /// [`Backend::gate_operand`].

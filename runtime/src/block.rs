@@ -19,6 +19,9 @@ pub(crate) enum Inputs<'a, B: Backend> {
     Normed(&'a B::Buffer, &'a [f32]),
 }
 
+/// What was made of hidden states, and the question whether they are finite, where a norm put it.
+type Watched<B, T> = (T, Option<<B as Backend>::Watch>);
+
 /// What every block of a run shares.
 pub(crate) struct Context<'a, B> {
     pub(crate) backend: &'a B,
@@ -27,6 +30,8 @@ pub(crate) struct Context<'a, B> {
     pub(crate) rotation: &'a Rotation,
     /// The first of the windows, counted in the group.
     pub(crate) first_window: usize,
+    /// The module that has left the hidden states.
+    pub(crate) left_by: &'a str,
     /// Rows of each window in the buffers.
     pub(crate) rows: &'a Rows,
 }
@@ -40,7 +45,8 @@ impl<B> Clone for Context<'_, B> {
 impl<B> Copy for Context<'_, B> {}
 
 impl<B: Backend> Context<'_, B> {
-    /// Runs a block on the hidden states, [rows, hidden], in place. Keys and values are those of all rows; of the rest,
+    /// Runs a block on the hidden states, [rows, hidden], in place. Asks whether what it is given and what attention leaves
+    /// are finite; about what the block leaves, whoever takes it asks. Keys and values are those of all rows; of the rest,
     /// and so of the hidden states that are left, only the rows `leaving`, where they are given.
     pub(crate) fn block(
         &self,
@@ -50,11 +56,10 @@ impl<B: Backend> Context<'_, B> {
         leaving: Option<&Rows>,
         watches: &mut Watches<'_, B>,
     ) -> Result<()> {
-        self.attention(&spec.attention, weights, hidden, leaving)?;
+        let before = self.attention(&spec.attention, weights, hidden, leaving)?;
+        watches.add(self, self.left_by, before);
         let left = Context { rows: leaving.unwrap_or(self.rows), ..*self };
-        watches.ask(&left, &spec.attention.module, hidden)?;
-        left.feed_forward(spec, weights, hidden, watches)?;
-        watches.ask(&left, spec.ffn_module(), hidden)
+        left.feed_forward(spec, weights, hidden, watches)
     }
 
     /// The second half of a block.
@@ -68,13 +73,15 @@ impl<B: Backend> Context<'_, B> {
         match (&weights.ffn, &spec.ffn) {
             (FfnWeights::Moe { router, experts }, FfnSpec::Moe { top_k, renormalize, .. }) => {
                 let renormalize = if *renormalize { Renormalize::Chosen } else { Renormalize::All };
+                watches.ask(self, &spec.attention.module, hidden)?;
                 let x = self.backend.norm(hidden, &weights.ffn_norm, self.epsilon)?;
                 let sum = self.moe(router, experts, *top_k, renormalize, &x, watches)?;
                 Ok(self.backend.add(hidden, &sum)?)
             }
             (FfnWeights::Gated(gated), FfnSpec::Gated(_)) => {
                 let x = Inputs::Normed(hidden, &weights.ffn_norm);
-                let inner = self.inner(gated, &x, &self.rows.windows)?;
+                let (inner, before) = self.inner(gated, &x, &self.rows.windows)?;
+                watches.add(self, &spec.attention.module, before);
                 self.linear_add(hidden, &gated.down, &inner, &self.rows.windows)
             }
             (FfnWeights::Gated(_), FfnSpec::Moe { .. }) | (FfnWeights::Moe { .. }, FfnSpec::Gated(_)) => {
@@ -84,17 +91,18 @@ impl<B: Backend> Context<'_, B> {
     }
 
     /// Norm, projections, norms of heads, rotation, key-value quantization, attention and output projection, which is
-    /// added to the hidden states: of the rows `leaving`, which are then all that is left, or of all.
+    /// added to the hidden states: of the rows `leaving`, which are then all that is left, or of all. Returns whether the
+    /// hidden states were finite before.
     fn attention(
         &self,
         spec: &AttentionSpec,
         weights: &BlockWeights<B>,
         hidden: &mut B::Buffer,
         leaving: Option<&Rows>,
-    ) -> Result<()> {
+    ) -> Result<Option<B::Watch>> {
         let backend = self.backend;
         let asked = leaving.unwrap_or(self.rows);
-        let [mut q, mut k, mut v] = self.projections(weights, hidden, leaving)?;
+        let ([mut q, mut k, mut v], before) = self.projections(weights, hidden, leaving)?;
         if let Some((q_norm, k_norm)) = &weights.qk_norm {
             q = backend.norm(&q, q_norm, self.epsilon)?;
             k = backend.norm(&k, k_norm, self.epsilon)?;
@@ -119,7 +127,8 @@ impl<B: Backend> Context<'_, B> {
         drop((q, k, v));
         let operand = backend.prepare(&mixed, &weights.o.input, self.compute, &asked.windows)?;
         drop(mixed);
-        self.linear_add(hidden, &weights.o, &operand, &asked.windows)
+        self.linear_add(hidden, &weights.o, &operand, &asked.windows)?;
+        Ok(before)
     }
 
     /// Queries of the rows `leaving`, which become all that `hidden` holds; keys and values of all.
@@ -128,16 +137,16 @@ impl<B: Backend> Context<'_, B> {
         weights: &BlockWeights<B>,
         hidden: &mut B::Buffer,
         leaving: Option<&Rows>,
-    ) -> Result<[B::Buffer; 3]> {
+    ) -> Result<Watched<B, [B::Buffer; 3]>> {
         let (BlockWeights { q, k, v, .. }, windows) = (weights, &self.rows.windows);
         let norm = &weights.attention_norm;
         let Some(leaving) = leaving else {
             return self.linears([q, k, v], &Inputs::Normed(hidden, norm), windows);
         };
-        let [k, v] = self.linears([k, v], &Inputs::Normed(hidden, norm), windows)?;
+        let ([k, v], before) = self.linears([k, v], &Inputs::Normed(hidden, norm), windows)?;
         *hidden = self.backend.gather(hidden, &self.rows.find(leaving))?;
-        let [q] = self.linears([q], &Inputs::Normed(hidden, norm), &leaving.windows)?;
-        Ok([q, k, v])
+        let ([q], _) = self.linears([q], &Inputs::Normed(hidden, norm), &leaving.windows)?;
+        Ok(([q, k, v], before))
     }
 
     /// `silu(gate(x)) * up(x)`, as the linear that follows takes it.
@@ -146,31 +155,35 @@ impl<B: Backend> Context<'_, B> {
         weights: &GatedWeights<B>,
         x: &Inputs<'_, B>,
         windows: &[Range<usize>],
-    ) -> Result<B::Operand> {
+    ) -> Result<Watched<B, B::Operand>> {
         let GatedWeights { gate, up, down } = weights;
         if gate.input != up.input || gate.output.is_some() || up.output.is_some() {
-            let [gate, up] = self.linears([gate, up], x, windows)?;
-            return Ok(self.backend.gate_operand(gate, &up, &down.input, self.compute, windows)?);
+            let ([gate, up], before) = self.linears([gate, up], x, windows)?;
+            let inner = self.backend.gate_operand(gate, &up, &down.input, self.compute, windows)?;
+            return Ok((inner, before));
         }
-        let operand = self.operand(x, &gate.input, windows)?;
+        let (operand, before) = self.operand(x, &gate.input, windows)?;
         let biases = [gate.bias.as_deref(), up.bias.as_deref()];
         let pair = GatePair { gate: &gate.matrix, up: &up.matrix, biases };
         let inner = self.backend.gated(&operand, pair, &down.input, self.compute, windows);
-        inner.map_err(|source| Error::Kernel { module: names(&[gate, up]), source })
+        let inner = inner.map_err(|source| Error::Kernel { module: names(&[gate, up]), source })?;
+        Ok((inner, before))
     }
 
-    /// Inputs after a linear's treatment.
+    /// Inputs after a linear's treatment, and whether hidden states were finite before their norm.
     pub(crate) fn operand(
         &self,
         inputs: &Inputs<'_, B>,
         treatment: &Treatment,
         windows: &[Range<usize>],
-    ) -> Result<B::Operand> {
+    ) -> Result<Watched<B, B::Operand>> {
         let Context { backend, compute, epsilon, .. } = *self;
         Ok(match inputs {
-            Inputs::Given(x) => backend.prepare(x, treatment, compute, windows)?,
+            Inputs::Given(x) => (backend.prepare(x, treatment, compute, windows)?, None),
             Inputs::Normed(x, weight) => {
-                backend.norm_operand(x, weight, epsilon, treatment, compute, windows)?
+                let (operand, before) =
+                    backend.norm_operand(x, weight, epsilon, treatment, compute, windows)?;
+                (operand, Some(before))
             }
         })
     }
@@ -191,23 +204,28 @@ impl<B: Backend> Context<'_, B> {
         added.map_err(|source| Error::Kernel { module: linear.module.clone(), source })
     }
 
-    /// Several linears of the same inputs, which are prepared once where the treatment is the same.
+    /// Several linears of the same inputs, which are prepared once where the treatment is the same, and whether hidden
+    /// states were finite before a norm.
     pub(crate) fn linears<const N: usize>(
         &self,
         weights: [&LinearWeights<B>; N],
         x: &Inputs<'_, B>,
         windows: &[Range<usize>],
-    ) -> Result<[B::Buffer; N]> {
+    ) -> Result<Watched<B, [B::Buffer; N]>> {
         let mut outputs = Vec::with_capacity(N);
-        let mut operand = None;
+        let (mut operand, mut first) = (None, None);
         for (index, linear) in weights.iter().enumerate() {
             let operand = match operand {
                 Some(ref operand) if weights[index - 1].input == linear.input => operand,
-                _ => &*operand.insert(self.operand(x, &linear.input, windows)?),
+                _ => {
+                    let (prepared, before) = self.operand(x, &linear.input, windows)?;
+                    first = first.or(before);
+                    &*operand.insert(prepared)
+                }
             };
             outputs.push(self.output(linear, operand, windows)?);
         }
-        Ok(outputs.try_into().unwrap_or_else(|_| unreachable!("one output a linear")))
+        Ok((outputs.try_into().unwrap_or_else(|_| unreachable!("one output a linear")), first))
     }
 
     /// One linear of its prepared inputs, its outputs quantized where the scheme says so.

@@ -170,7 +170,16 @@ impl<'a, B: Backend> Engine<'a, B> {
             epsilon: self.spec().norm_eps as f32,
             rotation,
             first_window: batch.windows.start,
+            left_by: &self.spec().embedding,
             rows: &batch.rows,
+        }
+    }
+
+    /// The module whose hidden states go into layer `layer`.
+    pub(crate) fn before(&self, layer: usize) -> &'a str {
+        match layer.checked_sub(1) {
+            Some(last) => self.spec().blocks[last].ffn_module(),
+            None => &self.spec().embedding,
         }
     }
 
@@ -206,12 +215,17 @@ impl<'a, B: Backend> Engine<'a, B> {
             let (done, loaded) = rayon::join(run, load);
             done?;
             next = loaded?;
+            if !self.parts.keeps(index) {
+                // Its weights go now, and the device must be done with them before others take their room.
+                watches.settle()?;
+            }
             observer.advanced(index + 1 - layers.start);
             // One rank that is told to stop stops all, and what is done is kept before.
             let stops = self.any(observer.interrupted())?;
             let keeps = self.any(stops || observer.wants_snapshot())?;
             if keeps {
-                // What is kept is whole and known to be finite.
+                // What is kept is known to be finite.
+                self.ask_about(index + 1, batches, &contexts, &hidden, &mut watches)?;
                 watches.settle()?;
             }
             // Between two stages the windows of a group are in several places at a time.
@@ -224,8 +238,25 @@ impl<'a, B: Backend> Engine<'a, B> {
                 return Err(Error::Interrupted);
             }
         }
+        self.ask_about(layers.end, batches, &contexts, &hidden, &mut watches)?;
         watches.settle()?;
         Ok(hidden)
+    }
+
+    /// Asks whether the hidden states of all batches before layer `layer` are finite.
+    fn ask_about(
+        &self,
+        layer: usize,
+        batches: &[Batch],
+        contexts: &[Context<'_, B>],
+        hidden: &[Hidden<B>],
+        watches: &mut Watches<'_, B>,
+    ) -> Result<()> {
+        for ((batch, context), hidden) in batches.iter().zip(contexts).zip(hidden) {
+            let context = Context { rows: self.rows_before(layer, batch), ..*context };
+            hidden.look(self.backend, |hidden| watches.ask(&context, self.before(layer), hidden))?;
+        }
+        Ok(())
     }
 
     /// Has the part after a layer read from the disk meanwhile.
@@ -320,6 +351,7 @@ impl<'a, B: Backend> Engine<'a, B> {
     ) -> Result<()> {
         let block = &self.spec().blocks[index];
         for ((batch, context), hidden) in batches.iter().zip(contexts).zip(hidden) {
+            let context = Context { left_by: self.before(index), ..*context };
             let leaving = batch.last.as_ref().filter(|_| index + 1 == self.stage.layers.end);
             let earlier = watches.asked();
             hidden.update(self.backend, |hidden| context.block(block, weights, hidden, leaving, watches))?;

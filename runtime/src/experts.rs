@@ -30,7 +30,7 @@ impl<B: Backend> Context<'_, B> {
         watches: &mut Watches<'_, B>,
     ) -> Result<B::Buffer> {
         let backend = self.backend;
-        let [logits] = self.linears([router], &Inputs::Given(x), &self.rows.windows)?;
+        let ([logits], _) = self.linears([router], &Inputs::Given(x), &self.rows.windows)?;
         // Routing waits for the device anyway, and nothing can be routed by what is not a number.
         watches.settle()?;
         let tokens = backend.route(&logits, top_k, renormalize)?;

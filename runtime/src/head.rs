@@ -33,7 +33,7 @@ pub(crate) fn score_windows<B: Backend>(
         Some(context.backend.gather(hidden, &context.rows.find(rows))?)
     };
     let inputs = Inputs::Normed(gathered.as_ref().unwrap_or(hidden), &head.norm);
-    let operand = context.operand(&inputs, &linear.input, &rows.windows)?;
+    let (operand, _) = context.operand(&inputs, &linear.input, &rows.windows)?;
     drop(gathered);
     let target = |window: &Window, position: usize| {
         // The last row has no target; it is here for its part in a shared scale.
@@ -73,7 +73,7 @@ pub(crate) fn logits<B: Backend, E: From<Error>>(
             let logits = || -> Result<Vec<f32>> {
                 let gathered = backend.gather(hidden, &rows)?;
                 let inputs = Inputs::Normed(&gathered, &head.norm);
-                let [logits] = context.linears([&*head.linear], &inputs, &part.windows)?;
+                let ([logits], _) = context.linears([&*head.linear], &inputs, &part.windows)?;
                 Ok(backend.download(&logits)?)
             };
             sink(&logits()?)?;

@@ -37,6 +37,14 @@ impl<B: Backend> Hidden<B> {
         }
     }
 
+    /// Shows the states on the device.
+    pub(crate) fn look(&self, backend: &B, look: impl FnOnce(&B::Buffer) -> Result<()>) -> Result<()> {
+        match self {
+            Hidden::Device(buffer) => look(buffer),
+            Hidden::Host { width, values } => look(&backend.upload(*width, values)?),
+        }
+    }
+
     /// The states on the device, for good.
     pub(crate) fn into_buffer(self, backend: &B) -> Result<B::Buffer> {
         match self {

@@ -3,6 +3,7 @@
 use ctq_kernels::Backend;
 use ctq_model::inventory::Part;
 
+use crate::block::Context;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::head;
@@ -55,8 +56,9 @@ impl<B: Backend> Lockstep for Engine<'_, B> {
         let weights = self.parts.layer(index)?;
         let mut hidden = self.backend.upload(self.spec().hidden, hidden)?;
         let mut watches = Watches::new(self.backend);
-        let context = self.context(&rotation, &batch);
+        let context = Context { left_by: self.before(index), ..self.context(&rotation, &batch) };
         context.block(&self.spec().blocks[index], &weights, &mut hidden, None, &mut watches)?;
+        watches.ask(&context, self.before(index + 1), &hidden)?;
         watches.settle()?;
         Ok(self.backend.download(&hidden)?)
     }

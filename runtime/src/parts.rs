@@ -79,6 +79,11 @@ impl<'a, B: Backend> Parts<'a, B> {
         }
     }
 
+    /// Whether a layer stays from one group to the next.
+    pub(crate) fn keeps(&self, layer: usize) -> bool {
+        self.slot(layer).is_some()
+    }
+
     fn slot(&self, layer: usize) -> Option<&Kept<BlockWeights<B>>> {
         layer.checked_sub(self.first).and_then(|index| self.layers.get(index))
     }

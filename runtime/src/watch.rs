@@ -1,4 +1,4 @@
-//! Which hidden states are still finite: asked after every half of a block, told while the device works on what comes
+//! Which hidden states are still finite: asked of what every half of a block leaves, told while the device works on what comes
 //! next. Names the first module, window and position that are not.
 
 use std::collections::VecDeque;
@@ -34,14 +34,17 @@ impl<'a, B: Backend> Watches<'a, B> {
 
     /// Asks about the rows of `context`, which `module` has left.
     pub(crate) fn ask(&mut self, context: &Context<'_, B>, module: &str, hidden: &B::Buffer) -> Result<()> {
-        self.pending.push_back(Question {
-            watch: self.backend.watch(hidden)?,
-            module: module.to_owned(),
-            first_window: context.first_window,
-            rows: context.rows.clone(),
-        });
-        self.asked += 1;
+        let watch = self.backend.watch(hidden)?;
+        self.add(context, module, Some(watch));
         Ok(())
+    }
+
+    /// The same where the question was put already, if it was.
+    pub(crate) fn add(&mut self, context: &Context<'_, B>, module: &str, watch: Option<B::Watch>) {
+        let Some(watch) = watch else { return };
+        let (first_window, rows) = (context.first_window, context.rows.clone());
+        self.pending.push_back(Question { watch, module: module.to_owned(), first_window, rows });
+        self.asked += 1;
     }
 
     /// Questions asked so far, for [`Watches::settle_first`].

@@ -12,6 +12,8 @@ use crate::{Compute, composed};
 #[derive(Clone, Copy, Debug)]
 enum Operation {
     NormOperand,
+    /// What it says of a place that is not finite.
+    NormWatch,
     GateOperand,
     LinearAdd,
     LinearAddBias,
@@ -84,6 +86,8 @@ pub(super) fn cases<S: Backend, E: Backend>(findings: &mut Findings<'_, S, E>, s
                 hold(operation, scheme, acts, compute, row);
             }
             hold(operation, "bf16", Acts::Plain, compute, odd);
+            hold(operation, "fp8 channel", Acts::Library("fp8 token"), compute, odd);
+            hold(Operation::NormWatch, "bf16", Acts::Plain, compute, odd);
         }
         for operation in [Operation::LinearAdd, Operation::LinearAddBias, Operation::Gated] {
             for (scheme, acts) in TREATMENTS {
@@ -100,7 +104,7 @@ pub(super) fn cases<S: Backend, E: Backend>(findings: &mut Findings<'_, S, E>, s
 impl Case for Fused {
     fn operation(&self) -> &'static str {
         match self.operation {
-            Operation::NormOperand => "norm operand",
+            Operation::NormOperand | Operation::NormWatch => "norm operand",
             Operation::GateOperand => "gate operand",
             Operation::LinearAdd | Operation::LinearAddBias => "linear add",
             Operation::Gated => "gated",
@@ -132,10 +136,24 @@ impl Case for Fused {
         let plain = || backend.prepare(&x, &treatment, compute, &windows);
         let operand = match (self.operation, self.maker) {
             (Operation::NormOperand, Maker::Device) => {
-                backend.norm_operand(&x, &others[..k], 1e-5, &treatment, compute, &windows)?
+                backend.norm_operand(&x, &others[..k], 1e-5, &treatment, compute, &windows)?.0
             }
             (Operation::NormOperand, Maker::Parts) => {
-                composed::norm_operand(backend, &x, &others[..k], 1e-5, &treatment, compute, &windows)?
+                composed::norm_operand(backend, &x, &others[..k], 1e-5, &treatment, compute, &windows)?.0
+            }
+            (Operation::NormWatch, maker) => {
+                // Squares of the first row are beyond all numbers, though it is finite; of the last it is not.
+                let mut values = values;
+                values[..k].fill(3e38);
+                values[m * k - 1] = f32::NAN;
+                let (x, weight) = (backend.upload(k, &values)?, &others[..k]);
+                let (_, watch) = match maker {
+                    Maker::Device => backend.norm_operand(&x, weight, 1e-5, &treatment, compute, &windows)?,
+                    Maker::Parts => {
+                        composed::norm_operand(backend, &x, weight, 1e-5, &treatment, compute, &windows)?
+                    }
+                };
+                return Ok(vec![backend.seen(watch)?.map_or(-1.0, |row| row as f32)]);
             }
             (Operation::GateOperand, Maker::Device) => {
                 let gate = backend.upload(k, &others)?;

@@ -2,7 +2,7 @@
 //! depend on how many rows of the matrix or of the input go together.
 
 use crate::KernelError;
-use crate::cuda::{Cuda, DenseProduct, Device};
+use crate::cuda::{Cuda, DenseProduct, Device, Store};
 use crate::random::Random;
 
 /// Something found out about a device that is neither right nor wrong.
@@ -43,6 +43,7 @@ pub fn observe_library<D: Device>(cuda: &Cuda<D>) -> Result<Vec<Observation>, Ke
                     n,
                     k: K,
                     y_stride: N,
+                    store: Store::Over,
                 })?;
             }
         }

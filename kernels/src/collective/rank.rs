@@ -312,7 +312,7 @@ impl<B: Backend> Backend for Rank<B> {
         treatment: &Treatment,
         compute: Compute,
         windows: &[Range<usize>],
-    ) -> Result<Self::Operand, KernelError> {
+    ) -> Result<(Self::Operand, Self::Watch), KernelError> {
         self.backend.norm_operand(self.gathered(x)?, weight, epsilon, treatment, compute, windows)
     }
 

@@ -9,8 +9,11 @@ use crate::backend::{
     Treatment,
 };
 use crate::cuda::buffer::{CudaBuffer, CudaOperand};
+use crate::cuda::elementwise::CudaWatch;
 use crate::cuda::matrix::CudaMatrix;
-use crate::cuda::{Cuda, Device, attend, decode, elementwise, head, linear, norm, quantize, rotate, route};
+use crate::cuda::{
+    Cuda, Device, attend, decode, elementwise, head, linear, norm, quantize, rotate, route, rows,
+};
 use crate::route::{ExpertTokens, Renormalize};
 use crate::{Compute, Rotation, composed};
 
@@ -18,7 +21,7 @@ impl<D: Device> Backend for Cuda<D> {
     type Matrix = CudaMatrix<D::Memory>;
     type Buffer = CudaBuffer<D::Memory>;
     type Operand = CudaOperand<D::Memory>;
-    type Watch = Option<usize>;
+    type Watch = CudaWatch<D::Parcel>;
 
     fn identity(&self) -> BackendIdentity {
         let mut identity = self.device().identity();
@@ -78,6 +81,29 @@ impl<D: Device> Backend for Cuda<D> {
         quantize::prepare(self.device(), x, treatment, compute, windows)
     }
 
+    fn norm_operand(
+        &self,
+        x: &Self::Buffer,
+        weight: &[f32],
+        epsilon: f32,
+        treatment: &Treatment,
+        compute: Compute,
+        windows: &[Range<usize>],
+    ) -> Result<(Self::Operand, Self::Watch), KernelError> {
+        rows::normed_operand(self.device(), x, (weight, epsilon), treatment, compute, windows)
+    }
+
+    fn gate_operand(
+        &self,
+        gate: Self::Buffer,
+        up: &Self::Buffer,
+        treatment: &Treatment,
+        compute: Compute,
+        windows: &[Range<usize>],
+    ) -> Result<Self::Operand, KernelError> {
+        rows::gated_operand(self.device(), gate, up, treatment, compute, windows)
+    }
+
     fn linear(
         &self,
         x: &Self::Operand,
@@ -85,7 +111,7 @@ impl<D: Device> Backend for Cuda<D> {
         bias: Option<&[f32]>,
         compute: Compute,
     ) -> Result<Self::Buffer, KernelError> {
-        linear::linear(self, x, weight, bias.map(|bias| &bias[weight.rows.clone()]), compute)
+        linear::linear(self, x, weight, bias_of(weight, bias), compute)
     }
 
     fn linear_add(
@@ -96,7 +122,7 @@ impl<D: Device> Backend for Cuda<D> {
         bias: Option<&[f32]>,
         compute: Compute,
     ) -> Result<(), KernelError> {
-        linear::linear_add(self, sum, x, weight, bias.map(|bias| &bias[weight.rows.clone()]), compute)
+        linear::linear_add(self, sum, x, weight, bias_of(weight, bias), compute)
     }
 
     fn gated(
@@ -123,13 +149,9 @@ impl<D: Device> Backend for Cuda<D> {
         biases: &[Option<&[f32]>],
         compute: Compute,
     ) -> Result<Vec<Self::Buffer>, KernelError> {
-        let outputs = linear::linear_experts(self, x, weights, compute)?;
-        for ((y, weight), bias) in outputs.iter().zip(weights).zip(biases) {
-            if let Some(bias) = bias {
-                elementwise::add_bias(self.device(), y, &bias[weight.rows.clone()])?;
-            }
-        }
-        Ok(outputs)
+        let biases: Vec<Option<&[f32]>> =
+            weights.iter().zip(biases).map(|(weight, bias)| bias_of(weight, *bias)).collect();
+        linear::linear_experts(self, x, weights, &biases, compute)
     }
 
     fn fake_quantize(
@@ -170,11 +192,11 @@ impl<D: Device> Backend for Cuda<D> {
     }
 
     fn watch(&self, x: &Self::Buffer) -> Result<Self::Watch, KernelError> {
-        elementwise::first_non_finite(self.device(), x)
+        elementwise::watch(self.device(), x)
     }
 
     fn seen(&self, watch: Self::Watch) -> Result<Option<usize>, KernelError> {
-        Ok(watch)
+        elementwise::seen(self.device(), watch)
     }
 
     fn gather(&self, x: &Self::Buffer, rows: &[u32]) -> Result<Self::Buffer, KernelError> {
@@ -214,4 +236,9 @@ impl<D: Device> Backend for Cuda<D> {
     ) -> Result<HeadTiles, KernelError> {
         head::head(self, x, head, vocabulary, targets)
     }
+}
+
+/// The part of a whole matrix's bias that belongs to the rows that are here.
+fn bias_of<'b, M>(weight: &CudaMatrix<M>, bias: Option<&'b [f32]>) -> Option<&'b [f32]> {
+    bias.map(|bias| &bias[weight.rows.clone()])
 }

@@ -1,6 +1,8 @@
 //! Activations and operands on the device, and how they get there. Allocates and copies; computes
 //! nothing.
 
+use std::sync::Arc;
+
 use ctq_model::scheme::Activation;
 
 use crate::cuda::device::{Address, Device};
@@ -94,6 +96,21 @@ pub(crate) fn upload_floats<D: Device>(device: &D, values: &[f32]) -> Result<D::
 pub(crate) fn upload_integers<D: Device>(device: &D, values: &[u32]) -> Result<D::Memory, KernelError> {
     let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     device.upload(&bytes)
+}
+
+/// Numbers from the host that come again: in memory that is never written.
+pub(crate) fn table_of_floats<D: Device>(device: &D, values: &[f32]) -> Result<Arc<D::Memory>, KernelError> {
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    device.table(&bytes)
+}
+
+/// Numbers from the host that come again: in memory that is never written.
+pub(crate) fn table_of_integers<D: Device>(
+    device: &D,
+    values: &[u32],
+) -> Result<Arc<D::Memory>, KernelError> {
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    device.table(&bytes)
 }
 
 /// The first `count` numbers of `memory`.

@@ -1,13 +1,15 @@
 //! What the CUDA backend asks of a device: memory, copies, kernels by name. Implemented over the CUDA driver, and over
 //! an emulation on the CPU that tests use. Knows no operation.
 
+use std::sync::Arc;
+
 use bytemuck::NoUninit;
 
 use crate::KernelError;
 use crate::backend::BackendIdentity;
 
 /// Address of device memory, as kernels see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, NoUninit)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, NoUninit)]
 #[repr(transparent)]
 pub struct Address(pub u64);
 
@@ -78,6 +80,16 @@ pub enum Queue {
     Decode,
 }
 
+/// What becomes of what is in the place that a result goes to.
+#[derive(Clone, Copy, Debug, NoUninit, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Store {
+    /// It is overwritten.
+    Over = 0,
+    /// The result is added to it, both rounded first.
+    Added = 1,
+}
+
 /// `y = x * w^T` of dense bf16 matrices with f32 sums, by a library.
 #[derive(Clone, Copy, Debug)]
 pub struct DenseProduct {
@@ -95,6 +107,8 @@ pub struct DenseProduct {
     pub k: usize,
     /// Elements from one row of `y` to the next.
     pub y_stride: usize,
+    /// What becomes of what is in `y`.
+    pub store: Store,
 }
 
 /// A device that kernels run on.
@@ -104,6 +118,9 @@ pub trait Device: Send + Sync {
 
     /// A place in the order of [`Queue::Compute`] of one device, for which other devices may wait.
     type Mark: Send + Sync;
+
+    /// Bytes on their way to the host.
+    type Parcel: Send + Sync;
 
     /// Kind of device and instruction set: `cuda`, `sm_90`.
     fn identity(&self) -> BackendIdentity;
@@ -124,11 +141,31 @@ pub trait Device: Send + Sync {
     /// As [`Device::allocate`]; where the copy fails.
     fn upload(&self, bytes: &[u8]) -> Result<Self::Memory, KernelError>;
 
+    /// Memory that holds these bytes for whoever asks for them, never to be written: a device may upload what comes again
+    /// only once.
+    ///
+    /// # Errors
+    /// As [`Device::upload`].
+    fn table(&self, bytes: &[u8]) -> Result<Arc<Self::Memory>, KernelError>;
+
     /// Copies memory from `offset` to the host, after all work queued so far on [`Queue::Compute`].
     ///
     /// # Errors
     /// Where the copy, or work queued before it, fails.
     fn download(&self, memory: &Self::Memory, offset: usize, bytes: &mut [u8]) -> Result<(), KernelError>;
+
+    /// Sends the first `bytes` of memory to the host, as they are after all work queued so far on [`Queue::Compute`].
+    /// Does not wait; the memory may go at once.
+    ///
+    /// # Errors
+    /// Where the copy cannot be queued.
+    fn send(&self, memory: &Self::Memory, bytes: usize) -> Result<Self::Parcel, KernelError>;
+
+    /// Waits until a parcel is there.
+    ///
+    /// # Errors
+    /// Where the copy, or work queued before it, fails.
+    fn receive(&self, parcel: Self::Parcel) -> Result<Vec<u8>, KernelError>;
 
     /// Queues a kernel on `blocks` blocks (x, y, z). A launch of no blocks does nothing.
     ///
@@ -193,7 +230,10 @@ pub trait Device: Send + Sync {
     /// Whether [`Device::dense_product`] is there for products of this k. Must not depend on anything else.
     fn has_dense_product(&self, k: usize) -> bool;
 
-    /// Queues a dense product on [`Queue::Compute`]. Bits of an output depend on its row of `x` and of `weight` alone
+    /// Whether dense products can be added to what is there with the bits of a sum afterwards.
+    fn adds_dense_products(&self) -> bool;
+
+    /// Queues a dense product on [`Queue::Compute`]. [`Store::Added`] only where products can be. Bits of an output depend on its row of `x` and of `weight` alone
     /// as long as `m` and `n` stay the same.
     ///
     /// # Errors

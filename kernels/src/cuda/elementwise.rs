@@ -4,15 +4,18 @@
 use bytemuck::NoUninit;
 
 use crate::KernelError;
-use crate::cuda::buffer::{CudaBuffer, download_integers, upload_floats, upload_integers};
+use crate::cuda::buffer::{CudaBuffer, table_of_floats, table_of_integers, upload_floats, upload_integers};
 use crate::cuda::device::{Address, Arguments, Device, Queue};
 
 /// Elements that one block covers: `ELEMENTWISE_THREADS`.
 const ELEMENTS: usize = 256;
 /// Columns that one block of a kernel over rows covers: `ELEMENTWISE_COLUMNS`.
 const COLUMNS: usize = 1024;
-/// Blocks that look for numbers that are not finite; each leaves one number for the host.
+/// Blocks that look for numbers that are not finite; each leaves one number for the host. At most as many as a large
+/// device has room for at once.
 const FINITE_BLOCKS: usize = 1024;
+/// Elements that one of them takes in a step: `ELEMENTWISE_THREADS` times `FINITE_QUADS` times four.
+const FINITE_ELEMENTS: usize = 4096;
 /// What stands for no row and no position.
 pub(super) const NONE: u32 = u32::MAX;
 
@@ -117,7 +120,7 @@ pub(crate) fn add_bias<D: Device>(
     bias: &[f32],
 ) -> Result<(), KernelError> {
     assert_eq!(y.width, bias.len(), "one bias a column");
-    let bias = upload_floats(device, bias)?;
+    let bias = table_of_floats(device, bias)?;
     let args = BiasArgs { y: y.address::<D>(), bias: D::address(&bias), width: y.width as u32, padding: 0 };
     device.launch(Queue::Compute, "add_bias", row_blocks(y.rows, y.width), &args)
 }
@@ -144,7 +147,7 @@ pub(crate) fn gather<D: Device>(
 ) -> Result<CudaBuffer<D::Memory>, KernelError> {
     assert!(rows.iter().all(|row| (*row as usize) < x.rows), "rows that are there");
     let out = CudaBuffer::new(device, rows.len(), x.width)?;
-    let ids = upload_integers(device, rows)?;
+    let ids = table_of_integers(device, rows)?;
     let args = GatherArgs {
         x: x.address::<D>(),
         out: out.address::<D>(),
@@ -255,12 +258,19 @@ struct FiniteArgs {
 // SAFETY: as the structure of that name in elementwise.cu.
 unsafe impl Arguments for FiniteArgs {}
 
-/// First row that holds a NaN or an infinity.
-pub(crate) fn first_non_finite<D: Device>(
+/// The first row that holds a NaN or an infinity, on its way to the host.
+#[derive(Debug)]
+pub struct CudaWatch<P>(Option<P>);
+
+/// Asks for the first row that holds a NaN or an infinity.
+pub(crate) fn watch<D: Device>(
     device: &D,
     x: &CudaBuffer<D::Memory>,
-) -> Result<Option<usize>, KernelError> {
-    let blocks = x.len().div_ceil(ELEMENTS).min(FINITE_BLOCKS);
+) -> Result<CudaWatch<D::Parcel>, KernelError> {
+    let blocks = x.len().div_ceil(FINITE_ELEMENTS).min(FINITE_BLOCKS);
+    if blocks == 0 {
+        return Ok(CudaWatch(None));
+    }
     let first = device.allocate(blocks * 4)?;
     let args = FiniteArgs {
         x: x.address::<D>(),
@@ -270,8 +280,27 @@ pub(crate) fn first_non_finite<D: Device>(
         first: D::address(&first),
     };
     device.launch(Queue::Compute, "first_non_finite", [blocks, 1, 1], &args)?;
-    let rows = download_integers(device, &first, blocks)?;
-    Ok(rows.into_iter().min().filter(|row| *row != NONE).map(|row| row as usize))
+    CudaWatch::sent(device, &first, blocks)
+}
+
+impl<P> CudaWatch<P> {
+    /// The least of `count` numbers of rows, of which the largest number is none.
+    pub(crate) fn sent<D: Device<Parcel = P>>(
+        device: &D,
+        rows: &D::Memory,
+        count: usize,
+    ) -> Result<CudaWatch<P>, KernelError> {
+        let parcel = (count > 0).then(|| device.send(rows, count * 4)).transpose()?;
+        Ok(CudaWatch(parcel))
+    }
+}
+
+/// The answer to [`watch`].
+pub(crate) fn seen<D: Device>(device: &D, watch: CudaWatch<D::Parcel>) -> Result<Option<usize>, KernelError> {
+    let Some(parcel) = watch.0 else { return Ok(None) };
+    let blocks = device.receive(parcel)?;
+    let rows = blocks.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes));
+    Ok(rows.min().filter(|row| *row != NONE).map(|row| row as usize))
 }
 
 #[cfg(all(test, feature = "emulated"))]

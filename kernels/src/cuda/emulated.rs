@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use self::order::Order;
 use crate::KernelError;
 use crate::backend::BackendIdentity;
-use crate::cuda::device::{Address, Arguments, DenseProduct, Device, Queue, TensorMap, TensorTile};
+use crate::cuda::device::{Address, Arguments, DenseProduct, Device, Queue, Store, TensorMap, TensorTile};
 
 /// As `simt::Kernel`.
 #[repr(C)]
@@ -187,6 +187,16 @@ impl Emulated {
         self.order.used()
     }
 
+    /// Kernels that were launched so far.
+    pub fn launches(&self) -> usize {
+        self.order.launches()
+    }
+
+    /// Times that the host has waited for everything so far.
+    pub fn waits(&self) -> usize {
+        self.order.waits()
+    }
+
     fn failure(what: String) -> KernelError {
         KernelError::Device { device: "the emulated device".to_owned(), what }
     }
@@ -195,6 +205,7 @@ impl Emulated {
 impl Device for Emulated {
     type Memory = EmulatedMemory;
     type Mark = EmulatedMark;
+    type Parcel = EmulatedParcel;
 
     fn identity(&self) -> BackendIdentity {
         BackendIdentity { name: "cuda".to_owned(), isa: "emulated".to_owned() }
@@ -221,12 +232,29 @@ impl Device for Emulated {
         Ok(memory)
     }
 
+    fn table(&self, bytes: &[u8]) -> Result<Arc<EmulatedMemory>, KernelError> {
+        self.upload(bytes).map(Arc::new)
+    }
+
     fn download(&self, memory: &EmulatedMemory, offset: usize, bytes: &mut [u8]) -> Result<(), KernelError> {
         assert!(offset + bytes.len() <= memory.bytes(), "a download beyond the end");
         self.order.finish();
         // SAFETY: within the allocation.
         unsafe { bytes.as_mut_ptr().copy_from_nonoverlapping(memory.content().add(offset), bytes.len()) };
         Ok(())
+    }
+
+    fn send(&self, memory: &EmulatedMemory, bytes: usize) -> Result<EmulatedParcel, KernelError> {
+        assert!(bytes <= memory.bytes(), "a parcel beyond the end");
+        let mut content = vec![0; bytes];
+        // SAFETY: within the allocation.
+        unsafe { content.as_mut_ptr().copy_from_nonoverlapping(memory.content(), bytes) };
+        Ok(EmulatedParcel { content, sent: self.order.worked() })
+    }
+
+    fn receive(&self, parcel: EmulatedParcel) -> Result<Vec<u8>, KernelError> {
+        self.order.finish_until(parcel.sent);
+        Ok(parcel.content)
     }
 
     fn launch<A: Arguments>(
@@ -249,7 +277,7 @@ impl Device for Emulated {
             let what = format!("`{kernel}` is given memory of another device, {bytes} bytes");
             return Err(Emulated::failure(what));
         }
-        self.order.work();
+        self.order.launch();
         let run = |index: usize| {
             let (bx, by, bz) = (index % x, index / x % y, index / (x * y));
             // SAFETY: sizes of arguments are equal; what they point to is the callers' promise, as on a device.
@@ -347,8 +375,12 @@ impl Device for Emulated {
         self.dense_product == Dense::Present && k.is_multiple_of(8)
     }
 
+    fn adds_dense_products(&self) -> bool {
+        true
+    }
+
     fn dense_product(&self, product: &DenseProduct) -> Result<(), KernelError> {
-        let DenseProduct { m, n, k, y_stride, .. } = *product;
+        let DenseProduct { m, n, k, y_stride, store, .. } = *product;
         let element = |from: Address, index: usize| {
             // SAFETY: the caller's promise: [n, k] and [m, k] elements.
             let bits = unsafe { (from.0 as *const u16).add(index).read() };
@@ -361,11 +393,25 @@ impl Device for Emulated {
                     sum + element(product.x, row * k + i) * element(product.weight, column * k + i)
                 });
                 // SAFETY: the caller's promise: [m, y_stride] elements; rows are written by one thread each.
-                unsafe { (y.0.y.0 as *mut f32).add(row * y_stride + column).write(sum) };
+                unsafe {
+                    let to = (y.0.y.0 as *mut f32).add(row * y_stride + column);
+                    match store {
+                        Store::Over => to.write(sum),
+                        Store::Added => to.write(to.read() + sum),
+                    }
+                }
             }
         });
         Ok(())
     }
+}
+
+/// A copy of memory as it was.
+#[derive(Debug)]
+pub struct EmulatedParcel {
+    content: Vec<u8>,
+    /// Work of the device before it.
+    sent: u64,
 }
 
 /// A reference that may be looked at from the threads that run blocks.

@@ -20,12 +20,14 @@ mod norm;
 mod quantize;
 mod rotate;
 mod route;
+mod rows;
 
 pub use self::attend::AttentionPath;
 pub use self::buffer::{CudaBuffer, CudaOperand};
 pub use self::device::{
-    Address, Arguments, DenseProduct, Device, Queue, TensorElement, TensorMap, TensorTile,
+    Address, Arguments, DenseProduct, Device, Queue, Store, TensorElement, TensorMap, TensorTile,
 };
+pub use self::elementwise::CudaWatch;
 pub use self::linear::LinearPath;
 pub use self::matrix::CudaMatrix;
 

@@ -4,7 +4,7 @@
 use bytemuck::NoUninit;
 
 use crate::KernelError;
-use crate::cuda::buffer::{CudaBuffer, upload_floats};
+use crate::cuda::buffer::{CudaBuffer, table_of_floats};
 use crate::cuda::device::{Address, Arguments, Device, Queue};
 
 /// Runs that one block covers: warps of `NORM_THREADS`.
@@ -35,7 +35,7 @@ pub(crate) fn norm<D: Device>(
     assert!(x.width.is_multiple_of(weight.len()), "whole runs of {} in rows of {}", weight.len(), x.width);
     let out = CudaBuffer::new(device, x.rows, x.width)?;
     let runs = x.len() / weight.len();
-    let scales = upload_floats(device, weight)?;
+    let scales = table_of_floats(device, weight)?;
     let args = NormArgs {
         x: x.address::<D>(),
         out: out.address::<D>(),

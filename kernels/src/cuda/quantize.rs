@@ -2,15 +2,17 @@
 #![expect(unsafe_code, reason = "arguments of kernels")]
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytemuck::NoUninit;
 use ctq_model::matrix::Code;
 use ctq_model::scheme::{Activation, ActivationScale, ActivationSharing};
 
 use crate::backend::{Quantizer, Treatment};
-use crate::cuda::buffer::{CudaBuffer, CudaOperand, OperandKind, upload_floats, upload_integers};
+use crate::cuda::buffer::{CudaBuffer, CudaOperand, OperandKind, table_of_floats, table_of_integers};
 use crate::cuda::device::{Address, Arguments, Device, Queue};
 use crate::cuda::elementwise;
+use crate::cuda::rows::{self, Making, Runs, Source};
 use crate::{Compute, KernelError};
 
 /// Threads of a block: `QUANTIZE_THREADS`.
@@ -23,9 +25,9 @@ const COLUMNS: usize = 4 * THREADS;
 const PADDED: usize = 64;
 
 /// `QuantizeArgs`.
-#[derive(Clone, Copy, NoUninit)]
+#[derive(Clone, Copy, Default, NoUninit)]
 #[repr(C)]
-struct QuantizeArgs {
+pub(crate) struct QuantizeArgs {
     x: Address,
     out: Address,
     scales: Address,
@@ -35,7 +37,8 @@ struct QuantizeArgs {
     windows: Address,
     rows: u64,
     width: u32,
-    stride: u32,
+    /// Elements from one row of results to the next.
+    pub(crate) stride: u32,
     length: u32,
     runs: u32,
     lanes: u32,
@@ -56,18 +59,20 @@ struct QuantizeArgs {
 unsafe impl Arguments for QuantizeArgs {}
 
 /// `QUANTIZE_INTEGERS` and what follows.
-#[derive(Clone, Copy, NoUninit)]
+#[derive(Clone, Copy, Default, NoUninit)]
 #[repr(u32)]
 enum Rounding {
+    #[default]
     Integers = 0,
     E4m3 = 1,
     E2m1 = 2,
 }
 
 /// `QUANTIZE_STATIC` and what follows.
-#[derive(Clone, Copy, NoUninit, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, NoUninit, PartialEq, Eq)]
 #[repr(u32)]
 enum Scale {
+    #[default]
     Static = 0,
     Dynamic = 1,
     Local = 2,
@@ -75,18 +80,20 @@ enum Scale {
 }
 
 /// `QUANTIZE_VALUES` and what follows.
-#[derive(Clone, Copy, NoUninit, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, NoUninit, PartialEq, Eq)]
 #[repr(u32)]
 enum Output {
+    #[default]
     Values = 0,
     Codes = 1,
     Scaled = 2,
 }
 
 /// What values are written as: `FORMAT_F32` and what follows.
-#[derive(Clone, Copy, Debug, NoUninit, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, Debug, NoUninit, PartialEq, Eq)]
 #[repr(u32)]
 enum Format {
+    #[default]
     F32 = 0,
     Bf16 = 1,
     F16 = 2,
@@ -147,27 +154,79 @@ pub(crate) fn prepare<D: Device>(
     compute: Compute,
     windows: &[Range<usize>],
 ) -> Result<CudaOperand<D::Memory>, KernelError> {
-    let (rows, k) = (x.rows, x.width);
+    prepare_rows(device, &Source::given(x), treatment, compute, windows)
+}
+
+/// How far a treatment looks in rows of `width`.
+pub(crate) fn runs_of(treatment: &Treatment, width: usize) -> Runs {
+    let (quantizer, output) = match treatment {
+        Treatment::Plain => return Runs::Plain,
+        Treatment::FakeQuantized(quantizer) => (quantizer, Output::Values),
+        Treatment::Exact(quantizer) => (quantizer, exact_output(quantizer.activation)),
+    };
+    if looks_at_windows(quantizer.activation, output) {
+        return Runs::BeyondRows;
+    }
+    Runs::Of(shared_length(quantizer, output, width, width))
+}
+
+/// What an exact product takes.
+fn exact_output(activation: Activation) -> Output {
+    match activation.scale {
+        ActivationScale::Local | ActivationScale::PowerOfTwo => Output::Scaled,
+        ActivationScale::Static | ActivationScale::Dynamic => Output::Codes,
+    }
+}
+
+/// Whether a scale is found from all rows of a window.
+fn looks_at_windows(activation: Activation, output: Output) -> bool {
+    match activation.sharing {
+        // Local scales of an exact product are never wider than a token.
+        ActivationSharing::Tensor => activation.scale != ActivationScale::Static && output != Output::Scaled,
+        ActivationSharing::Token | ActivationSharing::Group { .. } | ActivationSharing::Head => false,
+    }
+}
+
+/// Consecutive elements of a row that share a scale, stored or found.
+fn shared_length(quantizer: &Quantizer, output: Output, width: usize, head_dim: usize) -> usize {
+    if has_stored_runs(quantizer, output) {
+        head_dim
+    } else {
+        run_length(quantizer.activation, width, head_dim)
+    }
+}
+
+/// Whether every run of a row has a stored scale of its own. The sums of an exact product have one scale a segment, which
+/// is not a head's.
+fn has_stored_runs(quantizer: &Quantizer, output: Output) -> bool {
+    quantizer.scales.len() > 1 && output != Output::Codes
+}
+
+/// Inputs of linears after their treatment.
+pub(crate) fn prepare_rows<D: Device>(
+    device: &D,
+    source: &Source<'_, D::Memory>,
+    treatment: &Treatment,
+    compute: Compute,
+    windows: &[Range<usize>],
+) -> Result<CudaOperand<D::Memory>, KernelError> {
+    let (rows, k) = (source.x.rows, source.x.width);
     let kind = match compute {
         Compute::F32 => OperandKind::F32,
         Compute::Bf16 => OperandKind::Bf16,
     };
     match treatment {
-        Treatment::Plain => Ok(CudaOperand { rows, k, kind, values: plain(device, x, compute)? }),
+        Treatment::Plain => Ok(CudaOperand { rows, k, kind, values: plain(device, source, compute)? }),
         Treatment::FakeQuantized(quantizer) => {
             let format = Format::of(compute);
             let values = format.allocate(device, rows, k)?;
             let target = Target::alone(Output::Values, D::address(&values), format);
-            quantize(device, x, target, quantizer, k, windows)?;
+            quantize(device, source, target, quantizer, k, windows)?;
             Ok(CudaOperand { rows, k, kind, values })
         }
-        Treatment::Exact(quantizer) => match quantizer.activation.scale {
-            ActivationScale::Local | ActivationScale::PowerOfTwo => {
-                scaled(device, x, quantizer, compute, windows)
-            }
-            ActivationScale::Static | ActivationScale::Dynamic => {
-                codes(device, x, quantizer, compute, windows)
-            }
+        Treatment::Exact(quantizer) => match exact_output(quantizer.activation) {
+            Output::Scaled => scaled(device, source, quantizer, compute, windows),
+            Output::Codes | Output::Values => codes(device, source, quantizer, compute, windows),
         },
     }
 }
@@ -188,35 +247,47 @@ unsafe impl Arguments for OperandArgs {}
 /// Nothing but the rounding of the compute mode.
 fn plain<D: Device>(
     device: &D,
-    x: &CudaBuffer<D::Memory>,
+    source: &Source<'_, D::Memory>,
     compute: Compute,
 ) -> Result<D::Memory, KernelError> {
-    match compute {
-        Compute::F32 => Ok(elementwise::concatenate(device, &[x])?.memory),
-        Compute::Bf16 => {
-            let out = Format::Bf16.allocate(device, x.rows, x.width)?;
-            let stride = Format::Bf16.stride(x.width);
-            let args = OperandArgs {
-                x: x.address::<D>(),
-                out: D::address(&out),
-                width: x.width as u32,
-                stride: stride as u32,
-            };
-            device.launch(Queue::Compute, "round_operands", [x.rows, stride.div_ceil(COLUMNS), 1], &args)?;
-            Ok(out)
-        }
+    let Source { x, making } = source;
+    if let (Making::Given, Compute::F32) = (making, compute) {
+        return Ok(elementwise::concatenate(device, &[x])?.memory);
     }
+    let format = Format::of(compute);
+    let (out, stride) = (format.allocate(device, x.rows, x.width)?, format.stride(x.width));
+    if let Making::Given = making {
+        let args = OperandArgs {
+            x: x.address::<D>(),
+            out: D::address(&out),
+            width: x.width as u32,
+            stride: stride as u32,
+        };
+        device.launch(Queue::Compute, "round_operands", [x.rows, stride.div_ceil(COLUMNS), 1], &args)?;
+    } else {
+        let args = QuantizeArgs {
+            x: x.address::<D>(),
+            out: D::address(&out),
+            rows: x.rows as u64,
+            width: x.width as u32,
+            stride: stride as u32,
+            format,
+            ..QuantizeArgs::default()
+        };
+        rows::launch(device, source, Runs::Plain, args)?;
+    }
+    Ok(out)
 }
 
 /// NVFP4 and MX as serving kernels have them: codes times their local scale.
 fn scaled<D: Device>(
     device: &D,
-    x: &CudaBuffer<D::Memory>,
+    source: &Source<'_, D::Memory>,
     quantizer: &Quantizer,
     compute: Compute,
     windows: &[Range<usize>],
 ) -> Result<CudaOperand<D::Memory>, KernelError> {
-    let activation = quantizer.activation;
+    let (x, activation) = (source.x, quantizer.activation);
     let global = match activation.scale {
         ActivationScale::Local => quantizer.global_scale,
         ActivationScale::PowerOfTwo | ActivationScale::Static | ActivationScale::Dynamic => 1.0,
@@ -228,19 +299,19 @@ fn scaled<D: Device>(
     let format = Format::of(compute);
     let values = format.allocate(device, x.rows, x.width)?;
     let target = Target::alone(Output::Scaled, D::address(&values), format);
-    quantize(device, x, target, quantizer, x.width, windows)?;
+    quantize(device, source, target, quantizer, x.width, windows)?;
     Ok(CudaOperand { rows: x.rows, k: x.width, kind, values })
 }
 
 /// Integers and fp8 as serving kernels have them: codes, and the scales that their sums are multiplied with.
 fn codes<D: Device>(
     device: &D,
-    x: &CudaBuffer<D::Memory>,
+    source: &Source<'_, D::Memory>,
     quantizer: &Quantizer,
     compute: Compute,
     windows: &[Range<usize>],
 ) -> Result<CudaOperand<D::Memory>, KernelError> {
-    let activation = quantizer.activation;
+    let (x, activation) = (source.x, quantizer.activation);
     let segment = run_length(activation, x.width, x.width);
     assert!(x.width.is_multiple_of(segment), "whole groups of {segment} in {} inputs", x.width);
     let (format, shifted) = match activation.code {
@@ -258,7 +329,7 @@ fn codes<D: Device>(
         scales: D::address(&scales),
         offsets: offsets.as_ref().map_or(Address::NULL, D::address),
     };
-    quantize(device, x, target, quantizer, x.width, windows)?;
+    quantize(device, source, target, quantizer, x.width, windows)?;
     let kind = OperandKind::Codes { activation, segment, scales, offsets, compute };
     Ok(CudaOperand { rows: x.rows, k: x.width, kind, values })
 }
@@ -282,7 +353,7 @@ pub(crate) fn fake_quantize<D: Device>(
     windows: &[Range<usize>],
 ) -> Result<(), KernelError> {
     let target = Target::alone(Output::Values, x.address::<D>(), Format::F32);
-    quantize(device, x, target, quantizer, head_dim, windows)
+    quantize(device, &Source::given(x), target, quantizer, head_dim, windows)
 }
 
 /// Consecutive elements of a row that share a scale.
@@ -309,19 +380,18 @@ fn code(code: Code) -> (Rounding, f32, f32) {
 /// Quantizes all rows, which `windows` share out among them.
 fn quantize<D: Device>(
     device: &D,
-    x: &CudaBuffer<D::Memory>,
+    source: &Source<'_, D::Memory>,
     target: Target,
     quantizer: &Quantizer,
     head_dim: usize,
     windows: &[Range<usize>],
 ) -> Result<(), KernelError> {
-    let activation = quantizer.activation;
+    let (x, activation) = (source.x, quantizer.activation);
     if x.len() == 0 {
         return Ok(());
     }
-    // The sums of an exact product have one scale a segment, which is not a head's.
-    let stored_runs = quantizer.scales.len() > 1 && target.output != Output::Codes;
-    let length = if stored_runs { head_dim } else { run_length(activation, x.width, head_dim) };
+    let stored_runs = has_stored_runs(quantizer, target.output);
+    let length = shared_length(quantizer, target.output, x.width, head_dim);
     let runs = x.width.div_ceil(length);
     let scale = match activation.scale {
         ActivationScale::Static => Scale::Static,
@@ -329,17 +399,10 @@ fn quantize<D: Device>(
         ActivationScale::Local => Scale::Local,
         ActivationScale::PowerOfTwo => Scale::PowerOfTwo,
     };
-    let stored = upload_floats(device, &quantizer.scales)?;
-    let whole = match activation.sharing {
-        // Local scales of an exact product are never wider than a token.
-        ActivationSharing::Tensor if scale != Scale::Static && target.output != Output::Scaled => {
-            Some(window_ranges(device, x, windows)?)
-        }
-        ActivationSharing::Tensor
-        | ActivationSharing::Token
-        | ActivationSharing::Group { .. }
-        | ActivationSharing::Head => None,
-    };
+    let stored =
+        (!quantizer.scales.is_empty()).then(|| table_of_floats(device, &quantizer.scales)).transpose()?;
+    let looks_at_windows = looks_at_windows(activation, target.output);
+    let whole = looks_at_windows.then(|| window_ranges(device, x, windows)).transpose()?;
     let (rounding, low, high) = code(activation.code);
     let lanes = length.next_power_of_two().min(WARP);
     let args = QuantizeArgs {
@@ -347,7 +410,7 @@ fn quantize<D: Device>(
         out: target.values,
         scales: target.scales,
         offsets: target.offsets,
-        stored: D::address(&stored),
+        stored: stored.as_ref().map_or(Address::NULL, |stored| D::address(stored)),
         ranges: whole.as_ref().map_or(Address::NULL, |whole| D::address(&whole.ranges)),
         windows: whole.as_ref().map_or(Address::NULL, |whole| D::address(&whole.of_rows)),
         rows: x.rows as u64,
@@ -368,14 +431,19 @@ fn quantize<D: Device>(
         global: quantizer.global_scale,
         padding: 0,
     };
-    let blocks = (x.rows * runs).div_ceil(THREADS / lanes);
-    device.launch(Queue::Compute, "quantize_runs", [blocks, 1, 1], &args)
+    match source.making {
+        Making::Given => {
+            let blocks = (x.rows * runs).div_ceil(THREADS / lanes);
+            device.launch(Queue::Compute, "quantize_runs", [blocks, 1, 1], &args)
+        }
+        Making::Normed { .. } | Making::Gated { .. } => rows::launch(device, source, Runs::Of(length), args),
+    }
 }
 
 /// Smallest and largest values, f32 [windows, 2], and the window of every row, u32 [rows].
 struct WindowRanges<M> {
     ranges: M,
-    of_rows: M,
+    of_rows: Arc<M>,
 }
 
 /// `RangeArgs`.
@@ -417,7 +485,7 @@ fn window_ranges<D: Device>(
         bounds.extend([window.start as u32, window.end as u32]);
     }
     assert!(!of_rows.contains(&u32::MAX), "every row belongs to a window");
-    let (of_rows, bounds) = (upload_integers(device, &of_rows)?, upload_integers(device, &bounds)?);
+    let (of_rows, bounds) = (table_of_integers(device, &of_rows)?, table_of_integers(device, &bounds)?);
     let rows = device.allocate(x.rows * 8)?;
     let args = RangeArgs {
         x: x.address::<D>(),

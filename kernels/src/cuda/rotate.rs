@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 
 use crate::backend::Span;
 use crate::cuda::Cuda;
-use crate::cuda::buffer::{CudaBuffer, upload_floats, upload_integers};
+use crate::cuda::buffer::{CudaBuffer, table_of_integers, upload_floats};
 use crate::cuda::device::{Address, Arguments, Device, Queue};
 use crate::cuda::elementwise::{NONE, row_blocks};
 use crate::{KernelError, Rotation};
@@ -49,7 +49,7 @@ pub(crate) fn rotate<D: Device>(
     }
     let half = rotation.head_dim() / 2;
     let tables = tables(cuda, rotation)?;
-    let positions = upload_integers(device, &positions)?;
+    let positions = table_of_integers(device, &positions)?;
     let args = RotateArgs {
         x: x.address::<D>(),
         cos: D::address(&tables.cos),

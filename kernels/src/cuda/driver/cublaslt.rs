@@ -350,7 +350,7 @@ impl Session {
         checked == 0 && result.workspace <= workspace
     }
 
-    /// Queues a product. Addresses are [w, x, y].
+    /// Queues a product, plus `factor` times what is in `y`. Addresses are [w, x, y].
     ///
     /// # Safety
     /// The addresses must hold matrices of these layouts, and `workspace` its address and bytes, until the stream is
@@ -360,10 +360,11 @@ impl Session {
         algorithm: &Algorithm,
         layouts: &Layouts,
         [w, x, y]: [u64; 3],
+        factor: f32,
         workspace: (u64, usize),
         stream: *mut c_void,
     ) -> Result<(), String> {
-        let (one, zero) = (1.0_f32, 0.0_f32);
+        let one = 1.0_f32;
         let pointer = |address: u64| ptr::without_provenance_mut::<c_void>(address as usize);
         // SAFETY: the caller's promise; factors are read before the call returns.
         let queued = unsafe {
@@ -375,7 +376,7 @@ impl Session {
                 layouts.w,
                 pointer(x),
                 layouts.x,
-                (&raw const zero).cast(),
+                (&raw const factor).cast(),
                 pointer(y),
                 layouts.y,
                 pointer(y),

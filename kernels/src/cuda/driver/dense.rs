@@ -15,10 +15,14 @@ use super::library::Version;
 use super::memory::{CudaMemory, Heap};
 use super::staging::Staging;
 use crate::KernelError;
-use crate::cuda::device::DenseProduct;
+use crate::cuda::device::{DenseProduct, Store};
 
 /// What the library may use beside the matrices: the same for every product.
 const WORKSPACE: usize = 32 << 20;
+
+/// Sums that show whether a product is added to what is there in one go, and outputs that are looked at then.
+const ADDITIONS: usize = 8;
+const LOOKED_AT: usize = 8192;
 
 /// The shape that the algorithm is chosen for.
 const REFERENCE: Sizes = Sizes { m: 2048, n: 2048, k: 4096, y_stride: 2048 };
@@ -30,6 +34,8 @@ pub(super) struct Dense {
     session: Session,
     algorithm: Algorithm,
     description: String,
+    /// Whether a product that is added has the bits of a sum afterwards.
+    adds: bool,
     workspace: CudaMemory,
     /// Shapes that came up. Only looked up, never walked.
     layouts: Mutex<HashMap<Sizes, Arc<Layouts>>>,
@@ -61,21 +67,23 @@ impl Dense {
             Err(reason) => return Ok(Err(format!("cuBLASLt {version}: {reason}"))),
         };
         for (algorithm, config) in candidates {
-            // SAFETY: the trial's matrices are of the reference's shape.
-            let queued = unsafe {
+            let multiply = |factor: f32| {
                 let addresses = [trial.w.address, trial.x.address, trial.y.address];
-                let workspace = (workspace.address, WORKSPACE);
-                session.multiply(&algorithm, &layouts, addresses, workspace, heap.compute.raw.cast())
+                let (workspace, stream) = ((workspace.address, WORKSPACE), heap.compute.raw.cast());
+                // SAFETY: the trial's matrices are of the reference's shape.
+                unsafe { session.multiply(&algorithm, &layouts, addresses, factor, workspace, stream) }
             };
-            if queued.is_err() || !trial.is_good(heap)? {
+            if multiply(0.0).is_err() || !trial.is_good(heap)? {
                 continue;
             }
+            let adds = trial.adds(heap, || multiply(1.0))?;
             let Config { id, tile, stages, .. } = config;
             return Ok(Ok(Dense {
                 heap: Arc::clone(heap),
                 session,
                 algorithm,
                 description: format!("cuBLASLt {version}, algorithm {id}, tile {tile}, stages {stages}"),
+                adds,
                 workspace,
                 layouts: Mutex::default(),
                 takes: Mutex::default(),
@@ -87,6 +95,11 @@ impl Dense {
     /// What was chosen, for people.
     pub(super) fn description(&self) -> &str {
         &self.description
+    }
+
+    /// Whether a product that is added to what is there has the bits of a sum afterwards.
+    pub(super) fn adds(&self) -> bool {
+        self.adds
     }
 
     /// Whether products of this k are possible.
@@ -116,7 +129,7 @@ impl Dense {
 
     /// Queues a product.
     pub(super) fn multiply(&self, product: &DenseProduct) -> Result<(), KernelError> {
-        let DenseProduct { weight, x, y, m, n, k, y_stride } = *product;
+        let DenseProduct { weight, x, y, m, n, k, y_stride, store } = *product;
         if m == 0 || n == 0 {
             return Ok(());
         }
@@ -128,6 +141,13 @@ impl Dense {
         self.heap.before_compute()?;
         // The algorithm writes rows that are aligned to 16 bytes; others go through memory that is.
         let direct = aligned(y.0) && y_stride.is_multiple_of(ALIGNMENT as usize / 4);
+        let factor = match store {
+            Store::Over => 0.0,
+            Store::Added if direct => 1.0,
+            Store::Added => {
+                return Err(error("a dense product added to rows that are not aligned".to_owned()));
+            }
+        };
         let stride = if direct { y_stride } else { n.next_multiple_of(ALIGNMENT as usize / 4) };
         let between = if direct { None } else { Some(self.heap.allocate(m * stride * 4)?) };
         let to = between.as_ref().map_or(y.0, |memory| memory.address);
@@ -137,7 +157,7 @@ impl Dense {
         let queued = unsafe {
             let workspace = (self.workspace.address, WORKSPACE);
             let addresses = [weight.0, x.0, to];
-            self.session.multiply(&self.algorithm, &layouts, addresses, workspace, stream.cast())
+            self.session.multiply(&self.algorithm, &layouts, addresses, factor, workspace, stream.cast())
         };
         queued.map_err(error)?;
         if between.is_some() {
@@ -214,7 +234,30 @@ impl Trial {
 
     /// Whether all outputs that were queued are the same and right.
     fn is_good(&self, heap: &Heap) -> Result<bool, KernelError> {
-        let mut y = vec![0.0_f32; REFERENCE.m * REFERENCE.n];
+        Ok(is_uniform(&self.outputs(heap, REFERENCE.m * REFERENCE.n)?, self.expected))
+    }
+
+    /// Whether each product that `add` queues is added to the outputs when it is whole, with one rounding. A sum that
+    /// began with what is there would be rounded differently on its way, if not the first time then later.
+    fn adds(&self, heap: &Heap, add: impl Fn() -> Result<(), String>) -> Result<bool, KernelError> {
+        let product = self.outputs(heap, 1)?[0];
+        let mut sum = product;
+        for _ in 0..ADDITIONS {
+            if add().is_err() {
+                return Ok(false);
+            }
+            sum += product;
+            let found = self.outputs(heap, LOOKED_AT)?;
+            if found.iter().any(|found| found.to_bits() != sum.to_bits()) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The first `count` outputs that were queued.
+    fn outputs(&self, heap: &Heap, count: usize) -> Result<Vec<f32>, KernelError> {
+        let mut y = vec![0.0_f32; count];
         // SAFETY: as many bytes on both sides; waited for before they are read.
         let queued = unsafe {
             let bytes = size_of_val(&y[..]);
@@ -222,7 +265,7 @@ impl Trial {
         };
         heap.context.check(queued, "downloading")?;
         heap.compute.synchronize()?;
-        Ok(is_uniform(&y, self.expected))
+        Ok(y)
     }
 }
 

@@ -18,8 +18,10 @@ use super::kernels::KernelTable;
 use super::machine::{Kernels, Machine};
 use super::memory::{CudaMemory, Heap};
 use super::nvrtc::Nvrtc;
+use super::parcels::{CudaParcel, Parcels};
 use super::peers::CudaMark;
 use super::staging::Staging;
+use super::tables::Tables;
 use crate::KernelError;
 use crate::backend::BackendIdentity;
 use crate::cuda::device::{
@@ -37,6 +39,8 @@ pub struct CudaDevice {
     /// The library of dense products, or why there is none.
     dense: Result<Dense, String>,
     staging: Staging,
+    parcels: Arc<Parcels>,
+    tables: Tables<CudaMemory>,
     heap: Arc<Heap>,
     context: Arc<Context>,
     capability: (u32, u32),
@@ -85,6 +89,8 @@ impl CudaDevice {
             kernels: KernelTable::new(&context, compiler),
             dense,
             staging,
+            parcels: Arc::new(Parcels::new(&context)),
+            tables: Tables::new(),
             heap,
             context,
             capability: info.capability,
@@ -176,6 +182,7 @@ impl Drop for CudaDevice {
 impl Device for CudaDevice {
     type Memory = CudaMemory;
     type Mark = CudaMark;
+    type Parcel = CudaParcel;
 
     fn identity(&self) -> BackendIdentity {
         let (major, minor) = self.capability;
@@ -202,6 +209,10 @@ impl Device for CudaDevice {
         }
     }
 
+    fn table(&self, bytes: &[u8]) -> Result<Arc<CudaMemory>, KernelError> {
+        self.tables.get(bytes, || self.upload(bytes))
+    }
+
     fn download(&self, memory: &CudaMemory, offset: usize, bytes: &mut [u8]) -> Result<(), KernelError> {
         if offset.checked_add(bytes.len()).is_none_or(|end| end > memory.bytes) {
             let what = format!("a download of {} bytes from {offset} of {}", bytes.len(), memory.bytes);
@@ -221,6 +232,14 @@ impl Device for CudaDevice {
             self.context.check(queued, "downloading")
         };
         queued.and(self.heap.compute.synchronize()).map_err(|error| self.blamed(error))
+    }
+
+    fn send(&self, memory: &CudaMemory, bytes: usize) -> Result<CudaParcel, KernelError> {
+        Parcels::send(&self.parcels, &self.heap, memory, bytes).map_err(|error| self.blamed(error))
+    }
+
+    fn receive(&self, parcel: CudaParcel) -> Result<Vec<u8>, KernelError> {
+        parcel.open().map_err(|error| self.blamed(error))
     }
 
     fn launch<A: Arguments>(
@@ -342,6 +361,10 @@ impl Device for CudaDevice {
 
     fn has_dense_product(&self, k: usize) -> bool {
         self.dense.as_ref().is_ok_and(|dense| dense.takes(k))
+    }
+
+    fn adds_dense_products(&self) -> bool {
+        self.dense.as_ref().is_ok_and(Dense::adds)
     }
 
     fn dense_product(&self, product: &DenseProduct) -> Result<(), KernelError> {

@@ -19,6 +19,9 @@ pub(super) struct Order {
     finished: AtomicU64,
     /// Bytes allocated now.
     used: AtomicUsize,
+    /// Times that the host waited for all that was queued.
+    waits: AtomicUsize,
+    launches: AtomicUsize,
 }
 
 impl Order {
@@ -26,7 +29,8 @@ impl Order {
     pub(super) fn new() -> Order {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        Order { number, seen: Mutex::default(), finished: AtomicU64::new(0), used: AtomicUsize::new(0) }
+        let (used, waits, launches) = Default::default();
+        Order { number, seen: Mutex::default(), finished: AtomicU64::new(0), used, waits, launches }
     }
 
     pub(super) fn number(&self) -> u64 {
@@ -67,14 +71,36 @@ impl Order {
         }
     }
 
-    /// The host waits.
+    /// The host waits for everything.
     pub(super) fn finish(&self) {
-        self.finished.fetch_max(self.worked(), Ordering::Relaxed);
+        self.waits.fetch_add(1, Ordering::Relaxed);
+        self.finish_until(self.worked());
+    }
+
+    /// The host waits for so much.
+    pub(super) fn finish_until(&self, worked: u64) {
+        self.finished.fetch_max(worked, Ordering::Relaxed);
     }
 
     /// How much the host has waited for.
     pub(super) fn finished(&self) -> u64 {
         self.finished.load(Ordering::Relaxed)
+    }
+
+    /// A kernel is queued.
+    pub(super) fn launch(&self) {
+        self.launches.fetch_add(1, Ordering::Relaxed);
+        self.work();
+    }
+
+    /// Kernels that were queued.
+    pub(super) fn launches(&self) -> usize {
+        self.launches.load(Ordering::Relaxed)
+    }
+
+    /// Times that the host waited for all that was queued.
+    pub(super) fn waits(&self) -> usize {
+        self.waits.load(Ordering::Relaxed)
     }
 
     pub(super) fn allocated(&self, bytes: usize) {

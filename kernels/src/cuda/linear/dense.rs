@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 use crate::KernelError;
-use crate::cuda::device::{Address, Arguments, DenseProduct, Device, Queue};
+use crate::cuda::device::{Address, Arguments, DenseProduct, Device, Queue, Store};
 use crate::cuda::linear::{Input, Output};
 use crate::cuda::matrix::CudaMatrix;
 use crate::cuda::{Cuda, decode};
@@ -55,7 +55,7 @@ struct CopyColumnsArgs {
     columns: u32,
     from_stride: u32,
     to_stride: u32,
-    padding: u32,
+    store: Store,
 }
 
 // SAFETY: as the structure of that name in linear_bf16.cu.
@@ -114,7 +114,7 @@ pub(super) fn product<D: Device>(
     tokens: Range<usize>,
     weight: &CudaMatrix<D::Memory>,
     rows: Range<usize>,
-    y: Output,
+    (y, store): (Output, Store),
     chunks: Chunks,
 ) -> Result<(), KernelError> {
     let device = cuda.device();
@@ -128,7 +128,7 @@ pub(super) fn product<D: Device>(
     device.follow(Queue::Decode, Queue::Compute)?;
     for token in tokens.clone().step_by(chunks.tokens) {
         let count = chunks.tokens.min(tokens.end - token);
-        let run = TokenRun { device, x: x.values::<D>(token), count, k, chunks };
+        let run = TokenRun { device, x: x.values::<D>(token), count, k, chunks, store };
         run.product(decoded, rows.len(), y.from(token - tokens.start, 0))?;
     }
     Ok(())
@@ -141,6 +141,7 @@ struct TokenRun<'a, D> {
     count: usize,
     k: usize,
     chunks: Chunks,
+    store: Store,
 }
 
 impl<D: Device> TokenRun<'_, D> {
@@ -151,7 +152,8 @@ impl<D: Device> TokenRun<'_, D> {
         for row in (0..n).step_by(rows) {
             let width = rows.min(n - row);
             let whole = width == rows && padded.is_none();
-            let aside = if whole { None } else { Some(self.device.allocate(tokens * rows * 4)?) };
+            let direct = whole && (self.store == Store::Over || self.adds(y));
+            let aside = if direct { None } else { Some(self.device.allocate(tokens * rows * 4)?) };
             let to = y.from(0, row);
             let aside_output =
                 aside.as_ref().map(|memory| Output { address: D::address(memory), stride: rows });
@@ -164,12 +166,18 @@ impl<D: Device> TokenRun<'_, D> {
                 n: rows,
                 k: self.k,
                 y_stride: written.stride,
+                store: if direct { self.store } else { Store::Over },
             })?;
             if let Some(from) = aside_output {
                 self.copy(from, to, width)?;
             }
         }
         Ok(())
+    }
+
+    /// Whether the library adds to rows like these.
+    fn adds(&self, y: Output) -> bool {
+        self.device.adds_dense_products() && y.stride.is_multiple_of(4) && y.address.0.is_multiple_of(16)
     }
 
     /// The tokens and rows of zeros behind them.
@@ -194,7 +202,7 @@ impl<D: Device> TokenRun<'_, D> {
             columns: columns as u32,
             from_stride: from.stride as u32,
             to_stride: to.stride as u32,
-            padding: 0,
+            store: self.store,
         };
         self.device.launch(Queue::Compute, "copy_columns", [self.count, 1, 1], &args)
     }

@@ -11,7 +11,7 @@ use crate::KernelError;
 use crate::cuda::decode;
 use crate::cuda::device::{Address, Arguments, Device, Queue};
 use crate::cuda::linear::format::{Format, format};
-use crate::cuda::linear::{Input, Output};
+use crate::cuda::linear::{Epilogue, Input, Output};
 use crate::cuda::matrix::{CodeClass, CudaMatrix, MatrixArgs, Worth};
 
 /// Rows and tokens that one block covers: `PRODUCT_ROWS`, `PRODUCT_TOKENS`.
@@ -44,13 +44,17 @@ struct ProblemArgs {
     matrix: MatrixArgs,
     x: Address,
     y: Address,
+    bias: Address,
+    added: Address,
     m: u32,
     first_block: u32,
     y_stride: u32,
     divisor: f32,
+    added_stride: u32,
+    padding: u32,
 }
 
-const _: () = assert!(size_of::<ProblemArgs>() == 120, "as the assertion in linear_bf16.cu");
+const _: () = assert!(size_of::<ProblemArgs>() == 144, "as the assertion in linear_bf16.cu");
 
 /// `FusedArgs`.
 #[derive(Clone, Copy, NoUninit)]
@@ -82,21 +86,26 @@ pub(super) fn product<D: Device>(
     x: &Input<'_, D::Memory>,
     tokens: Range<usize>,
     product: &FusedProduct<'_, D::Memory>,
+    epilogue: Epilogue,
 ) -> Result<(), KernelError> {
     let FusedProduct { weight, rows, worth, divisor, y } = product;
     let run = |rows: Range<usize>, retiled: Option<Address>, kernel: &'static str| {
         let column = rows.start - product.rows.start;
         let matrix = weight.args::<D>(rows, *worth);
         let matrix = retiled.map_or(matrix, |tiles| matrix.retiled(tiles));
-        let y = y.from(0, column);
+        let (y, added) = (y.from(0, column), epilogue.added.map(|added| added.from(0, column)));
         let single = ProblemArgs {
             matrix,
             x: x.values::<D>(tokens.start),
             y: y.address,
+            bias: epilogue.bias.map_or(Address::NULL, |bias| bias.offset(column * 4)),
+            added: added.map_or(Address::NULL, |added| added.address),
             m: tokens.len() as u32,
             first_block: 0,
             y_stride: y.stride as u32,
             divisor: *divisor,
+            added_stride: added.map_or(0, |added| added.stride as u32),
+            padding: 0,
         };
         let args = FusedArgs { single, problems: Address::NULL, count: 0, padding: 0 };
         let blocks = [(matrix.row_tiles as usize * TILE).div_ceil(ROWS), tokens.len().div_ceil(TOKENS), 1];
@@ -133,11 +142,11 @@ pub(super) fn is_one_launch<M>(weights: &[&CudaMatrix<M>]) -> bool {
 pub(super) fn grouped<D: Device>(
     device: &D,
     inputs: &[Input<'_, D::Memory>],
-    products: Vec<FusedProduct<'_, D::Memory>>,
+    products: &[(FusedProduct<'_, D::Memory>, Epilogue)],
 ) -> Result<(), KernelError> {
     let mut blocks = 0;
     let mut problems = Vec::new();
-    for (x, product) in inputs.iter().zip(&products) {
+    for (x, (product, epilogue)) in inputs.iter().zip(products) {
         if x.rows() == 0 || product.rows.is_empty() {
             continue;
         }
@@ -145,14 +154,18 @@ pub(super) fn grouped<D: Device>(
             matrix: product.weight.args::<D>(product.rows.clone(), product.worth),
             x: x.values::<D>(0),
             y: product.y.address,
+            bias: epilogue.bias.unwrap_or(Address::NULL),
+            added: epilogue.added.map_or(Address::NULL, |added| added.address),
             m: x.rows() as u32,
             first_block: blocks as u32,
             y_stride: product.y.stride as u32,
             divisor: product.divisor,
+            added_stride: epilogue.added.map_or(0, |added| added.stride as u32),
+            padding: 0,
         });
         blocks += x.rows().div_ceil(TOKENS);
     }
-    let (Some(single), Some(product)) = (problems.first(), products.first()) else { return Ok(()) };
+    let (Some(single), Some((product, _))) = (problems.first(), products.first()) else { return Ok(()) };
     let table = device.upload(bytes_of(&problems))?;
     let args =
         FusedArgs { single: *single, problems: D::address(&table), count: problems.len() as u32, padding: 0 };

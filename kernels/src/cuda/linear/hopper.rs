@@ -14,7 +14,7 @@ use crate::cuda::decode;
 use crate::cuda::device::{Address, Arguments, Device, Queue, TensorElement, TensorMap, TensorTile};
 use crate::cuda::linear::format::{Format, format};
 use crate::cuda::linear::fused::{FusedProduct, RETILED_BYTES};
-use crate::cuda::linear::{Input, Output};
+use crate::cuda::linear::{Epilogue, Input};
 use crate::cuda::matrix::{CudaMatrix, MatrixArgs};
 
 /// Tokens that one block covers: `HOPPER_TOKENS`.
@@ -72,15 +72,6 @@ struct SpreadArgs {
 
 // SAFETY: as the structure of that name in linear_hopper.cu.
 unsafe impl Arguments for SpreadArgs {}
-
-/// What becomes of the sums of a product, after they are divided.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Epilogue {
-    /// f32, one a row of the matrix, is added.
-    pub(crate) bias: Option<Address>,
-    /// Another result is added; may be the one that is written.
-    pub(crate) added: Option<Output>,
-}
 
 const KERNELS: [&str; 8] = [
     "hopper_int4",

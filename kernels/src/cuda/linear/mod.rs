@@ -10,15 +10,15 @@ mod ordered;
 mod path;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use ctq_container::TILE;
 use ctq_model::matrix::Code;
 
 use crate::cuda::Cuda;
-use crate::cuda::buffer::{CudaBuffer, CudaOperand, OperandKind, upload_floats};
-use crate::cuda::device::{Address, Device};
+use crate::cuda::buffer::{CudaBuffer, CudaOperand, OperandKind, table_of_floats};
+use crate::cuda::device::{Address, Device, Store};
 use crate::cuda::elementwise;
-use crate::cuda::linear::hopper::Epilogue;
 use crate::cuda::matrix::{CudaMatrix, Worth};
 use crate::{Compute, KernelError};
 
@@ -41,6 +41,15 @@ pub(crate) struct Output {
     pub(crate) address: Address,
     /// Elements from one row to the next.
     pub(crate) stride: usize,
+}
+
+/// What becomes of the sums of a product, after they are divided.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Epilogue {
+    /// f32, one a row of the matrix, is added.
+    pub(crate) bias: Option<Address>,
+    /// Another result is added; may be the one that is written.
+    pub(crate) added: Option<Output>,
 }
 
 impl Output {
@@ -148,7 +157,8 @@ pub(crate) fn linear_add<D: Device>(
     elementwise::add(cuda.device(), sum, &y)
 }
 
-/// Writes a whole linear, a bias and what it is added to in one launch, where kernels do that for this product.
+/// Writes a whole linear with a bias and what it is added to, which is `y` itself, in one go, where kernels do that for
+/// this product.
 fn into<D: Device>(
     cuda: &Cuda<D>,
     x: &CudaOperand<D::Memory>,
@@ -157,17 +167,28 @@ fn into<D: Device>(
     added: Option<Output>,
     y: &CudaBuffer<D::Memory>,
 ) -> Result<bool, KernelError> {
-    if path(cuda, &x.kind, weight) != LinearPath::Hopper || y.len() == 0 {
+    if y.len() == 0 {
         return Ok(false);
     }
-    let Some(product) = fused_product(&x.kind, weight, 0..y.width, Output::of::<D>(y))? else {
+    let to = Output::of::<D>(y);
+    let Some(product) = fused_product(&x.kind, weight, 0..y.width, to)? else { return Ok(false) };
+    let path = path(cuda, &x.kind, weight);
+    if path == LinearPath::Library && (bias.is_some() || added.is_none()) {
+        // A library knows no bias between a product and what it is added to.
         return Ok(false);
-    };
+    }
     let device = cuda.device();
     let input = Input::new(device, x, weight)?;
-    let bias = bias.map(|bias| upload_floats(device, bias)).transpose()?;
-    let epilogue = Epilogue { bias: bias.as_ref().map(D::address), added };
-    hopper::product(device, &input, 0..x.rows, &product, epilogue)?;
+    let bias = bias.map(|bias| table_of_floats(device, bias)).transpose()?;
+    let epilogue = Epilogue { bias: bias.as_ref().map(|bias| D::address(bias)), added };
+    let (tokens, rows) = (0..x.rows, 0..y.width);
+    match path {
+        LinearPath::Library => {
+            dense::product(cuda, &input, tokens, weight, rows, (to, Store::Added), dense::CHUNKS)?;
+        }
+        LinearPath::Hopper => hopper::product(device, &input, tokens, &product, epilogue)?,
+        LinearPath::Fused => fused::product(device, &input, tokens, &product, epilogue)?,
+    }
     Ok(true)
 }
 
@@ -178,23 +199,25 @@ pub(crate) fn linear_experts<D: Device>(
     cuda: &Cuda<D>,
     x: &[&CudaOperand<D::Memory>],
     weights: &[&CudaMatrix<D::Memory>],
+    biases: &[Option<&[f32]>],
     compute: Compute,
 ) -> Result<Vec<CudaBuffer<D::Memory>>, KernelError> {
     let device = cuda.device();
     if x.iter().all(|x| matches!(x.kind, OperandKind::Bf16)) {
-        return together(device, x, weights);
+        return together(device, x, weights, biases);
     }
-    let expert = |(x, weight): (&&CudaOperand<D::Memory>, &&CudaMatrix<D::Memory>)| match x.kind {
+    let expert = |index: usize| match x[index].kind {
         OperandKind::Bf16 => {
-            let mut one = together(device, &[*x], &[*weight])?;
+            let one = index..index + 1;
+            let mut one = together(device, &x[one.clone()], &weights[one.clone()], &biases[one])?;
             Ok(one.remove(0))
         }
         OperandKind::F32
         | OperandKind::Codes { .. }
         | OperandKind::ScaledBf16 { .. }
-        | OperandKind::ScaledF32 { .. } => linear(cuda, x, weight, None, compute),
+        | OperandKind::ScaledF32 { .. } => linear(cuda, x[index], weights[index], biases[index], compute),
     };
-    x.iter().zip(weights).map(expert).collect()
+    (0..x.len()).map(expert).collect()
 }
 
 /// Products of bf16 operands on the fused kernels, in one launch where matrices are of one shape and scheme.
@@ -202,21 +225,27 @@ fn together<D: Device>(
     device: &D,
     x: &[&CudaOperand<D::Memory>],
     weights: &[&CudaMatrix<D::Memory>],
+    biases: &[Option<&[f32]>],
 ) -> Result<Vec<CudaBuffer<D::Memory>>, KernelError> {
     let inputs = x.iter().zip(weights).map(|(x, weight)| Input::new(device, x, weight));
     let inputs = inputs.collect::<Result<Vec<_>, _>>()?;
     let outputs = x.iter().zip(weights).map(|(x, weight)| CudaBuffer::new(device, x.rows, weight.rows.len()));
     let outputs = outputs.collect::<Result<Vec<_>, _>>()?;
+    let biases = biases.iter().map(|bias| bias.map(|bias| table_of_floats(device, bias)).transpose());
+    let biases: Vec<Option<Arc<D::Memory>>> = biases.collect::<Result<_, _>>()?;
     let product = |index: usize| {
         let (weight, y): (_, &CudaBuffer<D::Memory>) = (weights[index], &outputs[index]);
         let y = Output::of::<D>(y);
-        FusedProduct { weight, rows: 0..weight.rows.len(), worth: Worth::Operand, divisor: 1.0, y }
+        let product =
+            FusedProduct { weight, rows: 0..weight.rows.len(), worth: Worth::Operand, divisor: 1.0, y };
+        (product, Epilogue { bias: biases[index].as_ref().map(|bias| D::address(bias)), added: None })
     };
     if fused::is_one_launch(weights) {
-        fused::grouped(device, &inputs, (0..x.len()).map(product).collect())?;
+        fused::grouped(device, &inputs, &(0..x.len()).map(product).collect::<Vec<_>>())?;
     } else {
         for (index, input) in inputs.iter().enumerate() {
-            fused::product(device, input, 0..input.rows(), &product(index))?;
+            let (product, epilogue) = product(index);
+            fused::product(device, input, 0..input.rows(), &product, epilogue)?;
         }
     }
     Ok(outputs)
@@ -242,9 +271,9 @@ pub(crate) fn product<D: Device>(
         return ordered::product(device, x, tokens, weight, rows, y);
     };
     match path(cuda, x.kind(), weight) {
-        LinearPath::Library => dense::product(cuda, x, tokens, weight, rows, y, dense::CHUNKS),
+        LinearPath::Library => dense::product(cuda, x, tokens, weight, rows, (y, Store::Over), dense::CHUNKS),
         LinearPath::Hopper => hopper::product(device, x, tokens, &product, Epilogue::default()),
-        LinearPath::Fused => fused::product(device, x, tokens, &product),
+        LinearPath::Fused => fused::product(device, x, tokens, &product, Epilogue::default()),
     }
 }
 

@@ -98,7 +98,8 @@ fn the_first_row_that_is_not_finite_is_found() {
         let mut values = numbers(7, rows * width);
         values[0] = f32::MAX;
         let find = |values: &[f32]| {
-            let found = first_non_finite(&device, &upload(&device, width, values)).expect("a row");
+            let asked = watch(&device, &upload(&device, width, values)).expect("a question");
+            let found = seen(&device, asked).expect("an answer");
             let cpu = CpuBuffer { width, values: values.to_vec() };
             assert_eq!(found, cpu::elementwise::first_non_finite(Isa::detect(), &cpu));
             found

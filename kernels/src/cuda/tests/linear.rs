@@ -12,7 +12,7 @@ use crate::backend::{Backend, Pieces, Quantizer, Treatment};
 use crate::collective::team;
 use crate::cpu::math::round_bf16;
 use crate::cpu::{self, CpuBuffer, CpuMatrix, CpuOperand, Isa};
-use crate::cuda::elementwise::samples::{devices, same_bits};
+use crate::cuda::elementwise::samples::{devices, numbers, same_bits};
 use crate::cuda::emulated::{Dense, Emulated, EmulatedMemory, Schedule, Warpgroups};
 use crate::cuda::matrix::packed::{
     MXFP4, MXFP8, NVFP4, Random, Scheme, affine, dense as plain, group, integer, operand, schemes, tiled,
@@ -369,14 +369,42 @@ fn through_the_library(
 ) -> Vec<f32> {
     let device = cuda.device();
     let held = CudaMatrix::upload(device, matrix, rows).expect("a matrix");
-    let x = operand(device, x, Compute::Bf16);
-    let input = Input::new(device, &x, &held).expect("an input");
-    let n = held.rows.len();
-    let y = CudaBuffer::new(device, x.rows, n).expect("room");
-    let output = Output { address: y.address::<Emulated>(), stride: n };
-    let chunks = dense::Chunks { tokens: 48, rows: 80 };
-    dense::product(cuda, &input, 0..x.rows, &held, 0..n, output, chunks).expect("a product");
+    let y = CudaBuffer::new(device, x.rows(), held.rows.len()).expect("room");
+    store_through_the_library(cuda, x, &held, &y, Store::Over);
     y.download(device).expect("values")
+}
+
+fn store_through_the_library(
+    cuda: &Cuda<Emulated>,
+    x: &CpuOperand,
+    held: &CudaMatrix<EmulatedMemory>,
+    y: &CudaBuffer<EmulatedMemory>,
+    store: Store,
+) {
+    let device = cuda.device();
+    let x = operand(device, x, Compute::Bf16);
+    let input = Input::new(device, &x, held).expect("an input");
+    let output = (Output::of::<Emulated>(y), store);
+    let chunks = dense::Chunks { tokens: 48, rows: 80 };
+    dense::product(cuda, &input, 0..x.rows, held, 0..held.rows.len(), output, chunks).expect("a product");
+}
+
+/// Whole chunks, which the library adds by itself, and padded ones; rows that it can write to and others.
+#[test]
+fn a_product_is_added_as_a_sum_afterwards_would_be() {
+    let device = Emulated::new(Schedule::ALL[0]).with_dense_product(Dense::Present);
+    let cuda = Cuda::new(device);
+    for n in [240, 203] {
+        let matrix = tiled(n, 130, integer(4, group(32)), 31);
+        let x = treated(141, 130, &Treatment::Plain, Compute::Bf16);
+        let product = through_the_library(&cuda, &x, &matrix, 0..n);
+        let before = numbers(17, 141 * n);
+        let expected: Vec<f32> = before.iter().zip(&product).map(|(sum, y)| sum + y).collect();
+        let held = CudaMatrix::upload(cuda.device(), &matrix, 0..n).expect("a matrix");
+        let sum = CudaBuffer::upload(cuda.device(), n, &before).expect("room");
+        store_through_the_library(&cuda, &x, &held, &sum, Store::Added);
+        same_bits(&sum.download(cuda.device()).expect("values"), &expected, &format!("{n} outputs"));
+    }
 }
 
 #[test]
@@ -418,7 +446,8 @@ fn check_experts(cuda: &Cuda<Emulated>, schemes: &[Scheme], compute: Compute) {
     let weights: Vec<&CudaMatrix<EmulatedMemory>> = matrices.iter().collect();
     let given = operands();
     let given: Vec<&CudaOperand<EmulatedMemory>> = given.iter().collect();
-    let together = linear_experts(cuda, &given, &weights, compute).expect("products");
+    let together =
+        linear_experts(cuda, &given, &weights, &vec![None; weights.len()], compute).expect("products");
     for ((found, x), weight) in together.iter().zip(operands()).zip(&weights) {
         let alone = linear(cuda, &x, weight, None, compute).expect("a product");
         assert_eq!((found.rows, found.width), (alone.rows, alone.width));
@@ -441,7 +470,7 @@ fn experts_together_have_the_bits_of_each_alone() {
     check_experts(&cuda, &[integer(4, group(32)), NVFP4], Compute::Bf16);
     check_experts(&cuda, &[integer(4, group(5))], Compute::Bf16);
     check_experts(&cuda, &[NVFP4], Compute::F32);
-    assert!(linear_experts(&cuda, &[], &[], Compute::Bf16).expect("nothing").is_empty());
+    assert!(linear_experts(&cuda, &[], &[], &[], Compute::Bf16).expect("nothing").is_empty());
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use std::thread;
 
 use super::*;
+use crate::cuda::device::Store;
 use crate::cuda::driver::probe;
 use bytemuck::NoUninit;
 
@@ -172,6 +173,7 @@ fn a_dense_product_is_right_and_its_bits_depend_on_neither_stride_nor_place() {
             n,
             k,
             y_stride,
+            store: Store::Over,
         };
         device.dense_product(&product).expect("multiplied");
         let all = floats(&device, &y, m * y_stride + offset);
@@ -191,5 +193,12 @@ fn a_dense_product_is_right_and_its_bits_depend_on_neither_stride_nor_place() {
         assert!(all[..offset].iter().chain(between).all(|value| *value == 7.0), "written beside y");
         let bits: Vec<u32> = rows.concat().iter().map(|value| value.to_bits()).collect();
         assert_eq!(*first.get_or_insert_with(|| bits.clone()), bits, "stride {y_stride}");
+        if device.adds_dense_products() && y_stride % 4 == 0 {
+            device.dense_product(&DenseProduct { store: Store::Added, ..product }).expect("added");
+            let sums = floats(&device, &y, m * y_stride + offset);
+            for (sum, once) in sums.iter().zip(&all) {
+                assert!(*sum == 2.0 * once || *once == 7.0, "{sum} where {once} is added to itself");
+            }
+        }
     }
 }
