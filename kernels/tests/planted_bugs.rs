@@ -132,8 +132,15 @@ const BUGS: &[Bug] = &[
         what: "no meeting between writing and reading a warp's rows",
         area: Area::Products,
         file: "decode.cu",
-        line: "    sync_warp();\n",
-        planted: "\n",
+        line: "        sync_warp();\n        UNROLL\n",
+        planted: "        UNROLL\n",
+    },
+    Bug {
+        what: "a warp's rows overwritten while others read them",
+        area: Area::Products,
+        file: "decode.cu",
+        line: "        sync_warp();\n    }\n}",
+        planted: "    }\n}",
     },
     Bug {
         what: "a key too few",

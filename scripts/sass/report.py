@@ -122,9 +122,13 @@ def product_of(found):
 
 
 def decode_rates(budgets):
-    """Most bytes a second of the kernels that decode rows, by code."""
-    found = {name: f for f in budgets for name in [f.kernel.name] if name.startswith("decode_rows_")}
-    return {name.removeprefix("decode_rows_"): sorted(f.bandwidth) for name, f in found.items()}
+    """(least, most) bytes a second of the kernels that decode rows, by code: those for any scheme, unless there is one for
+    the usual ones."""
+    rates = {}
+    for prefix in ("decode_rows_", "decode_quick_"):
+        found = {budget.kernel.name: sorted(budget.bandwidth) for budget in budgets}
+        rates |= {name.removeprefix(prefix): rate for name, rate in found.items() if name.startswith(prefix)}
+    return rates
 
 
 def share(dense, pair):

@@ -80,6 +80,11 @@ fn operands_have_the_bits_of_the_cpu_and_zeros_around_them() {
             }
         }
     }
+    // Several blocks along k.
+    for (seed, scheme) in schemes().into_iter().enumerate() {
+        let matrix = tiled(70, 1100, scheme, seed as u64);
+        check_operand_rows(&device, &matrix, 16..69, &format!("{scheme:?}, 70 x 1100"));
+    }
     let matrix = tiled(100, 130, integer(4, group(32)), 5);
     for device in devices() {
         check_operand_rows(&device, &matrix, 16..100, "every schedule");
