@@ -5,15 +5,15 @@ use ctq_container::{Bytes, ScaleTable, TiledMatrix, Tiling};
 use ctq_model::matrix::{Code, Formula};
 
 use super::*;
-use crate::backend::{GatePair, Treatment};
+use crate::backend::{Backend, GatePair, Treatment};
 use crate::cpu::math::round_bf16;
 use crate::cpu::{self, CpuBuffer, CpuMatrix, CpuOperand, Isa};
 use crate::cuda::Cuda;
-use crate::cuda::buffer::{CudaBuffer, CudaOperand};
+use crate::cuda::buffer::{CudaBuffer, CudaOperand, OperandKind};
 use crate::cuda::elementwise::samples::{devices, same_bits};
-use crate::cuda::emulated::{Emulated, EmulatedMemory, Schedule, Warpgroups};
+use crate::cuda::emulated::{Dense, Emulated, EmulatedMemory, Schedule, Warpgroups};
 use crate::cuda::linear::format::Format;
-use crate::cuda::linear::{LinearPath, gated, linear, linear_add};
+use crate::cuda::linear::{LinearPath, gated, linear, linear_add, path};
 use crate::cuda::matrix::Worth;
 use crate::cuda::matrix::packed::{
     MXFP4, MXFP8, NVFP4, Random, Scheme, affine, dense, group, integer, operand, schemes, tiled,
@@ -267,6 +267,31 @@ fn scaled_codes_are_divided_at_the_end() {
         let found = multiply(&hopper(), &x, &matrix, 16..70);
         same_bits(&found, &multiply(&fused, &x, &matrix, 16..70), &format!("{scheme:?}"));
     }
+}
+
+/// What is asked for serves where the device can, and is part of how a number was made.
+#[test]
+fn a_path_that_is_asked_for_serves_and_is_named() {
+    assert_eq!(LinearPath::asked_for(None), Ok(None));
+    for path in [LinearPath::Library, LinearPath::Hopper, LinearPath::Fused] {
+        assert_eq!(LinearPath::asked_for(Some(&path.to_string())), Ok(Some(path)));
+    }
+    assert!(LinearPath::asked_for(Some("fast")).is_err_and(|error| error.contains("CTQ_LINEAR=fast")));
+    let plain = || Emulated::new(Schedule::ALL[0]);
+    let of = |device: Emulated, asked: Option<LinearPath>| {
+        let cuda = Cuda::new(device).with_linears(asked);
+        let matrix = tiled(64, 64, integer(4, group(32)), 1);
+        let held = CudaMatrix::upload(cuda.device(), &matrix, 0..64).expect("a matrix");
+        (path(&cuda.another_rank(), &OperandKind::Bf16, &held), cuda.identity().isa)
+    };
+    let warpgroups = || plain().with_warpgroups(Warpgroups::Present);
+    let library = || plain().with_dense_product(Dense::Present);
+    assert_eq!(of(warpgroups(), None), (LinearPath::Fused, "emulated".to_owned()));
+    let hopper = of(warpgroups(), Some(LinearPath::Hopper));
+    assert_eq!(hopper, (LinearPath::Hopper, "emulated, linears by hopper".to_owned()));
+    assert_eq!(of(plain(), Some(LinearPath::Hopper)).0, LinearPath::Fused);
+    assert_eq!(of(library(), Some(LinearPath::Library)).0, LinearPath::Library);
+    assert_eq!(of(plain(), Some(LinearPath::Library)).0, LinearPath::Fused);
 }
 
 #[test]
