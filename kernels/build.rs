@@ -46,8 +46,14 @@ fn sources() {
 
 #[cfg(feature = "emulated")]
 fn emulation() {
+    // One file of all: kernels that are linked but never named would not be kept.
+    let engine = Path::new("cuda/emulation/simt.cpp").canonicalize().expect("the emulation's engine");
+    let include = |path: PathBuf| format!("#include {path:?}\n");
+    let all = output().join("emulation.cpp");
+    fs::write(&all, files("cu").into_iter().chain([engine]).map(include).collect::<String>())
+        .expect("cargo's folder can be written");
     let mut build = cc::Build::new();
-    build.cpp(true).std("c++17").file("cuda/emulation/simt.cpp").opt_level(2).warnings(true);
+    build.cpp(true).std("c++17").file(all).opt_level(2).warnings(true);
     // Sums and products are rounded one by one, as on the device.
     build.flag("-ffp-contract=off").flag("-Wno-unused-function");
     // Fused multiply-adds in hardware, where the machine that builds is the one that runs.

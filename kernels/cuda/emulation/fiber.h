@@ -16,10 +16,11 @@ struct Fiber {
     void* stack_pointer = nullptr;
 };
 
-// Saves the callee-saved registers on the stack and takes those of the next (System V).
+// Saves the callee-saved registers on the stack and takes those of the next (System V). Weak: each file that is compiled
+// has it.
 extern "C" void ctq_switch_stack(void** save, void* next);
 asm(".text\n"
-    ".globl ctq_switch_stack\n"
+    ".weak ctq_switch_stack\n"
     "ctq_switch_stack:\n"
     "push %rbp\n push %rbx\n push %r12\n push %r13\n push %r14\n push %r15\n"
     "mov %rsp, (%rdi)\n mov %rsi, %rsp\n"

@@ -1,26 +1,8 @@
 // The emulation's engine: fibers, one block at a time on each thread of the host, and the C interface that the launcher
-// in Rust calls. All kernels are compiled into this file.
+// in Rust calls. Kernels register themselves.
 #include "../arch.cuh"
 
 #include <cstdlib>
-
-// Every file of kernels.
-#include "../attention_bf16.cu"
-#include "../attention_f32.cu"
-#include "../attention_hopper.cu"
-#include "../decode.cu"
-#include "../elementwise.cu"
-#include "../gate_hopper.cu"
-#include "../head.cu"
-#include "../head_hopper.cu"
-#include "../linear_bf16.cu"
-#include "../linear_codes.cu"
-#include "../linear_codes_hopper.cu"
-#include "../linear_f32.cu"
-#include "../linear_hopper.cu"
-#include "../norm.cu"
-#include "../quantize.cu"
-#include "../route.cu"
 
 namespace simt {
 namespace {

@@ -156,7 +156,8 @@ impl Emulated {
         }
     }
 
-    /// The same with another build of the kernels: a shared library made from `kernels/cuda/emulation/simt.cpp`.
+    /// The same with another build of the kernels: a shared library made from `kernels/cuda` and its
+    /// emulation.
     ///
     /// # Errors
     /// Where the library cannot be loaded.
