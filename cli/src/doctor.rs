@@ -7,14 +7,14 @@ use std::fs;
 use std::time::Instant;
 
 use ctq_kernels::cpu::Isa;
-use ctq_kernels::cuda::LinearPath;
 use ctq_kernels::cuda::driver::{
     CudaDevice, Driver, Found, Kernels, Machine, NotFound, Survey, WhyNot, survey,
 };
+use ctq_kernels::cuda::{AttentionPath, LinearPath};
 use serde::Serialize;
 
 use crate::args::{DeviceChoice, DoctorOptions};
-use crate::device::{decide, linears};
+use crate::device::{attention, decide, linears};
 use crate::exit::Verdict;
 use crate::report::Report;
 use crate::{cache, machine, report};
@@ -128,13 +128,16 @@ fn open(machine: &Machine, ordinal: usize) -> Opened {
     }
 }
 
-/// What the environment asks of linears, in words to put behind what multiplies.
+/// What the environment asks of linears and attention, in words to put behind what multiplies.
 fn asked_for() -> String {
-    match linears() {
+    let words = |name: &str, path: anyhow::Result<Option<String>>| match path {
         Ok(None) => String::new(),
-        Ok(Some(path)) => format!("; {}={path}", LinearPath::VARIABLE),
+        Ok(Some(path)) => format!("; {name}={path}"),
         Err(error) => format!("; {error}"),
-    }
+    };
+    let linears = linears().map(|path| path.map(|path| path.to_string()));
+    let attention = attention().map(|path| path.map(|path| path.to_string()));
+    words(LinearPath::VARIABLE, linears) + &words(AttentionPath::VARIABLE, attention)
 }
 
 fn diagnose(survey: &Survey, cpu: Cpu, open: &dyn Fn(&Machine, usize) -> Opened) -> Diagnosis {
