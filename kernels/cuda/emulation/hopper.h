@@ -75,6 +75,7 @@ template <class Operation> DEV void meet_group(Operation operation) {
     s.idle_switches = 0;
     if (++group.arrived == WARPGROUP) {
         operation(group);
+        let_on(s.current / WARPGROUP * WARPGROUP, WARPGROUP);
         group.arrived = 0;
         group.generation++;
     } else {
@@ -233,6 +234,8 @@ DEV void sync_named(u32 id, u32 threads) {
     u32 generation = meeting.generation;
     s.idle_switches = 0;
     if (++meeting.arrived == threads) {
+        // More than those who met may be let on: they look again.
+        simt::let_on(0, s.threads);
         meeting.arrived = 0;
         meeting.generation++;
     } else {

@@ -79,6 +79,8 @@ u32 ctq_run_block(const simt::Kernel* kernel, const void* args, u32 x, u32 y, u3
     s.warps.assign((s.threads + WARP - 1) / WARP, Warp{});
     s.fibers.assign(s.threads, Fiber{});
     s.done.assign(s.threads, 0);
+    // Whole warps, however many threads there are.
+    s.waiting.assign((s.threads + WARP - 1) / WARP * WARP, 0);
     s.copies.assign(s.threads, std::vector<std::vector<Copy>>(1));
     s.warpgroups.assign(s.threads / WARPGROUP, Warpgroup{});
     s.barriers.clear();

@@ -151,6 +151,8 @@ struct State {
     std::vector<Warp> warps;
     std::vector<Fiber> fibers;
     std::vector<u8> done;
+    // Threads that have given way and not been let on since: what they wait for has not come that anybody knows of.
+    std::vector<u8> waiting;
     std::vector<std::vector<std::vector<Copy>>> copies;
     std::vector<Warpgroup> warpgroups;
     std::map<u32, Barrier> barriers;
@@ -172,17 +174,38 @@ DEV u32 beside(u32 fiber, u32 first, u32 count) {
     return first + (fiber - first + step) % count;
 }
 
+// What `count` threads from `first` on wait for has come.
+DEV void let_on(u32 first, u32 count) {
+    for (u32 i = first; i < first + count; i++) state.waiting[i] = 0;
+}
+
+// A lane of the same warp that can go on, or this thread.
+DEV u32 lane_that_can() {
+    State& s = state;
+    u32 next = s.current;
+    for (u32 i = 1; i < WARP; i++) {
+        next = beside(next, s.current / WARP * WARP, WARP);
+        if (!s.done[next] && !s.waiting[next]) return next;
+    }
+    return s.current;
+}
+
 // Lets another fiber run. Fibers only wait for one another, so a round in which nobody arrives anywhere is the end.
 DEV void give_way(bool within_warp) {
     State& s = state;
     if (++s.idle_switches > 8ull * s.threads + 64) leave_block(s.live < s.threads ? Failure::ThreadLeft : Failure::Deadlock);
-    u32 next = s.current;
-    do {
-        bool stay = within_warp && s.schedule.order != Order::LockStep;
+    u32 me = s.current;
+    bool by_warps = s.schedule.order != Order::LockStep;
+    s.waiting[me] = 1;
+    // A warp is left when none of its lanes can go on.
+    u32 next = by_warps && !within_warp ? lane_that_can() : me;
+    if (next == me) do {
+        bool stay = within_warp && by_warps;
         next = stay ? beside(next, next / WARP * WARP, WARP) : beside(next, 0, s.threads);
         if (next == s.current) leave_block(Failure::ThreadLeft);
     } while (s.done[next]);
     switch_to(next);
+    s.waiting[me] = 0;
 }
 
 // The last lane to arrive performs `operation` for the whole warp.
@@ -193,6 +216,7 @@ template <class Operation> DEV void meet(Operation operation) {
     s.idle_switches = 0;
     if (++warp.arrived == WARP) {
         operation(warp);
+        let_on(s.current / WARP * WARP, WARP);
         warp.arrived = 0;
         warp.generation++;
     } else {
@@ -274,6 +298,7 @@ DEV void sync_block() {
     u32 generation = s.barrier_generation;
     s.idle_switches = 0;
     if (++s.barrier_arrived == s.threads) {
+        simt::let_on(0, s.threads);
         s.barrier_arrived = 0;
         s.barrier_generation++;
     } else {

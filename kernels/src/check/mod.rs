@@ -82,6 +82,8 @@ pub enum Extent {
     Everything,
     /// Up to the first case that fails.
     FirstFailure,
+    /// The same, of so many cases at most.
+    Beginning(usize),
 }
 
 /// Runs the cases of some areas on `subject` and on `expected`.
@@ -142,7 +144,11 @@ impl<S: Backend, E: Backend> Findings<'_, S, E> {
 
     fn done(&self) -> bool {
         let failed = self.all.last().is_some_and(|finding| finding.failure.is_some());
-        self.extent == Extent::FirstFailure && failed
+        match self.extent {
+            Extent::Everything => false,
+            Extent::FirstFailure => failed,
+            Extent::Beginning(cases) => failed || self.all.len() >= cases,
+        }
     }
 
     fn judge(
