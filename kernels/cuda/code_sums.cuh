@@ -6,7 +6,7 @@
 
 struct CodesArgs {
     Matrix matrix;            // with its stored scales
-    const u8* x;              // codes [m, k_tiles * 64]: bytes by code_slot(), or f16
+    const u8* x;              // codes [m, k_tiles * 64]: bytes by code_slot(), integers or fp8; or f16
     const float* scales;      // of activations [m, k / segment]
     const float* offsets;     // zero points of integers, as the scales, or null
     const i32* input_sums;    // sums of the integers of each segment [m, segments] where weights have zero points
@@ -22,7 +22,10 @@ enum CodeArithmetic : u32 {
     INTEGERS,
     SHIFTED_INTEGERS,
     // Activations are f16.
-    HALVES
+    HALVES,
+    // Both sides are fp8, and so are the tensor cores. Those of Hopper keep about 14 bits of a sum: what a stage sums is
+    // added in f32.
+    FP8
 };
 
 template <u32 ARITHMETIC> struct CodesKind {
@@ -34,6 +37,15 @@ template <> struct CodesKind<HALVES> {
     typedef float Sum;
     static constexpr u32 STEP = 16, BYTES = 2;
 };
+template <> struct CodesKind<FP8> {
+    typedef float Sum;
+    static constexpr u32 STEP = 32, BYTES = 1;
+};
+
+// Register `r` of operand A of step `s`, as codes of 8 bits lie in a tile: bytes in the order of code_slot().
+DEV u32 byte_codes(const u32 (&words)[8], u32 s, u32 r) {
+    return pick_bytes(words[4 * s + r / 2 * 2], words[4 * s + r / 2 * 2 + 1], r & 1 ? 0x7351 : 0x6240);
+}
 
 // Operand A of one step: bytes in the order of code_slot(). A stored integer is `bias` above its value: with 128 - bias
 // more it is 128 above, without a carry, and the highest bit makes a signed byte of it.
@@ -43,8 +55,8 @@ template <u32 CODE> DEV void integer_operand(const u32 (&words)[CodeBits<CODE>::
     UNROLL
     for (u32 r = 0; r < 4; r++) {
         u32 bytes;
-        if (SIZE == 4) bytes = words[(2 * s + r / 2) % SIZE] >> (4 * (r & 1)) & 0x0f0f0f0fu;
-        else bytes = pick_bytes(words[(4 * s + r / 2 * 2) % SIZE], words[(4 * s + r / 2 * 2 + 1) % SIZE], r & 1 ? 0x7351 : 0x6240);
+        if constexpr (SIZE == 4) bytes = words[2 * s + r / 2] >> (4 * (r & 1)) & 0x0f0f0f0fu;
+        else bytes = byte_codes(words, s, r);
         a[r] = (bytes + above) ^ 0x80808080u;
     }
 }

@@ -306,6 +306,29 @@ CODES_KERNEL(half_int4, HALVES, CODE_INT4)
 CODES_KERNEL(half_int8, HALVES, CODE_INT8)
 CODES_KERNEL(half_e4m3, HALVES, CODE_E4M3)
 
+#define WIDEN_THREADS 256
+
+struct WidenArgs {
+    const u8* x;  // codes of fp8 numbers by code_slot(): `words` times 16
+    u16* out;     // the numbers as f16, k ascending
+    u64 words;
+};
+
+// For products that have no use for bytes; a thread 16 codes.
+KERNEL(widen_e4m3, WidenArgs, WIDEN_THREADS, 0) {
+    u64 index = (u64)block_x() * WIDEN_THREADS + thread();
+    if (index >= args.words) return;
+    Quad quad = load16(args.x + index * 16);
+    u32 words[4] = {quad.x, quad.y, quad.z, quad.w}, pairs[8];
+    UNROLL
+    for (u32 i = 0; i < 8; i++) {
+        u32 low = code_slot(2 * i), high = code_slot(2 * i + 1);
+        pairs[i] = pack_f16(e4m3_to_f32(words[low / 4] >> (8 * (low % 4)) & 255), e4m3_to_f32(words[high / 4] >> (8 * (high % 4)) & 255));
+    }
+    store16(args.out + index * 16, Quad{pairs[0], pairs[1], pairs[2], pairs[3]});
+    store16(args.out + index * 16 + 8, Quad{pairs[4], pairs[5], pairs[6], pairs[7]});
+}
+
 #define SUM_THREADS 256
 
 struct CodeSumArgs {

@@ -1,9 +1,10 @@
 // Products of codes by Hopper's warpgroups. Integers have the bits of linear_codes.cu: sums are exact in 32 bits and meet
-// the scales of both sides in the same order. Fp8 by fp8 is exact in f16 operands, summed in f32, 16 k at a time. Codes
-// of weights go from the tiles to registers; those of activations come by the copy engine, 128 bytes of all tokens of
-// a block at a time.
+// the scales of both sides in the same order. Fp8 by fp8 is exact in f16 operands, summed in f32, 16 k at a time; or, where that is asked for, fast: on
+// tensor cores for fp8, whose sums are those of a stage, 128 k, and meet f32 with the weights' scales. Codes of weights
+// go from the tiles to registers; those of activations come by the copy engine, 128 bytes of all tokens of a block at a
+// time.
 //
-// One warpgroup copies, two multiply: 64 rows each, by 256 tokens where all of k is one segment; by 128 where segments are
+// One warpgroup copies, two multiply: 64 rows each, by 256 tokens where all of k is one sum; by 128 where sums are those of
 // whole stages, so that outputs have registers beside the sums. Blocks stay: each makes tile after tile, and the copies run ahead over the
 // end of one.
 #include "code_sums.cuh"
@@ -87,16 +88,21 @@ template <u32 ARITHMETIC, u32 TOKENS> struct CodesSums {
     i32 columns[4];
     // Where there are several segments.
     float out[TOKENS == 128 ? TOKENS / 2 : 1];
+    // As they are stored, then as f32.
     u32 scales[2];
     u32 row;
 };
 
-template <u32 ARITHMETIC, u32 TOKENS>
-DEV void begin_sums(const Matrix& m, CodesSums<ARITHMETIC, TOKENS>& sums, u32 start) {
+template <u32 ARITHMETIC, u32 TOKENS> DEV void clear_sums(CodesSums<ARITHMETIC, TOKENS>& sums) {
     UNROLL
     for (u32 i = 0; i < TOKENS / 2; i++) sums.sums[i] = 0;
     UNROLL
     for (u32 i = 0; i < 4; i++) sums.columns[i] = 0;
+}
+
+// Of the segment that begins at `start`.
+template <u32 ARITHMETIC, u32 TOKENS>
+DEV void load_scales(const Matrix& m, CodesSums<ARITHMETIC, TOKENS>& sums, u32 start) {
     UNROLL
     for (u32 h = 0; h < 2; h++) {
         ScalePlace place = scale_place(m, sums.row + 8 * h);
@@ -104,22 +110,31 @@ DEV void begin_sums(const Matrix& m, CodesSums<ARITHMETIC, TOKENS>& sums, u32 st
     }
 }
 
-// Gives the sums of a segment, times the scales of both sides, to `take`.
+// Once a segment, long after they were asked for.
+template <u32 ARITHMETIC, u32 TOKENS> DEV void decode_scales(const Matrix& m, CodesSums<ARITHMETIC, TOKENS>& sums) {
+    UNROLL
+    for (u32 h = 0; h < 2; h++) {
+        float scale = undivided_scale(m, sums.scales[h]);
+        // Fp8 weights came as 2^-8 of themselves.
+        if (ARITHMETIC == HALVES) scale = scale * 256.0f;
+        sums.scales[h] = bits_of(scale);
+    }
+}
+
+// Gives sums of the segment that begins at `start`, and their scales of both sides, to `take`.
 template <u32 ARITHMETIC, u32 TOKENS, class Take>
 DEV void take_sums(const CodesArgs& args, const CodesSums<ARITHMETIC, TOKENS>& sums, u32 start, u32 first_token, Take take) {
     constexpr bool SHIFTED = ARITHMETIC == SHIFTED_INTEGERS;
     const Matrix& m = args.matrix;
+    // Whether tokens have anything of their own in a segment.
+    bool own = SHIFTED || (TOKENS == 128 && args.segment < m.k);
     SegmentPlace place = segment_place(args, start);
     float scales[2], zeros[2] = {0.0f, 0.0f};
     UNROLL
     for (u32 h = 0; h < 2; h++) {
-        scales[h] = undivided_scale(m, sums.scales[h]);
-        // Fp8 weights came as 2^-8 of themselves.
-        if (ARITHMETIC == HALVES) scales[h] = scales[h] * 256.0f;
+        scales[h] = float_of(sums.scales[h]);
         if (SHIFTED && m.zeros) zeros[h] = zero_at(m, scale_place(m, sums.row + 8 * h), start / m.group);
     }
-    // Whether tokens have anything of their own in a segment.
-    bool own = SHIFTED || (TOKENS == 128 && place.scales > 1);
     UNROLL
     for (u32 j = 0; j < TOKENS / 4 && own; j++) {
         u32 token = j / 2 * 8 + lane() % 4 * 2 + j % 2;
@@ -130,13 +145,13 @@ DEV void take_sums(const CodesArgs& args, const CodesSums<ARITHMETIC, TOKENS>& s
             float value = (float)sums.sums[at];
             if constexpr (SHIFTED)
                 value = shift_back(sums.sums[at], factors, sums.columns[2 * h], (i32)zeros[h], place.length);
-            take(at, h, token, value * (scales[h] * factors.scale));
+            take(at, h, token, value, scales[h] * factors.scale);
         }
     }
     UNROLL
     for (u32 at = 0; at < TOKENS / 2 && !own; at++) {
         u32 h = at / 2 % 2, token = at / 4 * 8 + lane() % 4 * 2 + at % 2;
-        take(at, h, token, (float)sums.sums[at] * scales[h]);
+        take(at, h, token, (float)sums.sums[at], scales[h]);
     }
 }
 
@@ -168,6 +183,9 @@ DEV void decode_codes(const Matrix& m, const StageCodes<ARITHMETIC, CODE>& codes
         if constexpr (ARITHMETIC == HALVES) {
             float none[2] = {0.0f, 0.0f};
             half_operand<CODE>(m, codes.words[0], s, none, a[s]);
+        } else if constexpr (ARITHMETIC == FP8) {
+            UNROLL
+            for (u32 r = 0; r < 4; r++) a[s][r] = byte_codes(codes.words[s / 2], s % 2, r);
         } else {
             integer_operand<CODE>(codes.words[s / 2], s % 2, (u32)(m.code_offset - 8388608.0f), a[s]);
         }
@@ -175,8 +193,12 @@ DEV void decode_codes(const Matrix& m, const StageCodes<ARITHMETIC, CODE>& codes
 }
 
 // A step's product begins.
-template <u32 TOKENS> DEV void step_product(i32 (&sums)[TOKENS / 2], const u32 (&a)[4], u64 b) { wgmma_s8<TOKENS>(sums, a, b); }
-template <u32 TOKENS> DEV void step_product(float (&sums)[TOKENS / 2], const u32 (&a)[4], u64 b) { wgmma_f16<TOKENS>(sums, a, b); }
+template <u32 ARITHMETIC, u32 TOKENS>
+DEV void step_product(CodesSums<ARITHMETIC, TOKENS>& sums, const u32 (&a)[4], u64 b) {
+    if constexpr (ARITHMETIC == FP8) wgmma_e4m3<TOKENS>(sums.sums, a, b);
+    else if constexpr (ARITHMETIC == HALVES) wgmma_f16<TOKENS>(sums.sums, a, b);
+    else wgmma_s8<TOKENS>(sums.sums, a, b);
+}
 
 // Gives a stage back that this warp has read.
 template <u32 TOKENS> DEV void leave_stage(u32 stage) {
@@ -203,7 +225,7 @@ DEV void multiply_whole(const Matrix& m, const u8* codes, CodesRing<256>& ring, 
             wgmma_operands(a[set]);
             wgmma_fence();
             UNROLL
-            for (u32 s = 0; s < STAGE_STEPS; s++) step_product<256>(sums.sums, a[set][s], matrix_rows(stage + 32 * s));
+            for (u32 s = 0; s < STAGE_STEPS; s++) step_product(sums, a[set][s], matrix_rows(stage + 32 * s));
             wgmma_commit();
             if constexpr (ARITHMETIC == SHIFTED_INTEGERS) {
                 // Sums of the codes themselves: a product with ones.
@@ -224,39 +246,53 @@ DEV void multiply_whole(const Matrix& m, const u8* codes, CodesRing<256>& ring, 
     leave_stage<256>(before);
 }
 
-// Segments of whole stages: their sums are folded while the other warpgroup multiplies.
+// Adds what was summed to the outputs. Sums of fp8 are rounded once with their scale, as nobody else has their bits.
+template <u32 ARITHMETIC>
+DEV void fold_sums(const CodesArgs& args, CodesSums<ARITHMETIC, 128>& sums, u32 start, u32 first_token) {
+    take_sums(args, sums, start, first_token, [&sums](u32 at, u32, u32, float value, float scale) {
+        if constexpr (ARITHMETIC == FP8) sums.out[at] = fused(value, scale, sums.out[at]);
+        else sums.out[at] = sums.out[at] + value * scale;
+    });
+}
+
+// Segments of whole stages: their sums are folded while the other warpgroup multiplies; those of fp8 after each stage.
 template <u32 ARITHMETIC, u32 CODE>
 DEV void multiply_segments(const CodesArgs& args, const u8* codes, u32 first_token, CodesRing<128>& ring,
                            CodesSums<ARITHMETIC, 128>& sums) {
     const Matrix& m = args.matrix;
     StageCodes<ARITHMETIC, CODE> words;
     u32 a[2][STAGE_STEPS][4], start = 0, stages = stages_of<ARITHMETIC>(m);
-    auto add = [&sums](u32 at, u32, u32, float value) { sums.out[at] = sums.out[at] + value; };
     load_stage(m, codes, 0, words);
     decode_codes(m, words, a[0]);
+    load_stage(m, codes, 1, words);
     for (u32 pair = 0; pair < stages; pair += 2) {
         UNROLL
         for (u32 set = 0; set < 2; set++) {
             u32 i = pair + set, end = least((i + 1) * StageK<ARITHMETIC>::K, m.k);
             if (i >= stages) continue;
-            load_stage(m, codes, i + 1, words);
             barrier_wait(codes_full<128>(ring.stage), ring.round);
             u32 stage = shared_address(shared()) + ring.stage * CodesRoom<128>::BYTES;
             wgmma_sums(sums.sums);
             wgmma_operands(a[set]);
             wgmma_fence();
             UNROLL
-            for (u32 s = 0; s < STAGE_STEPS; s++) step_product<128>(sums.sums, a[set][s], matrix_rows(stage + 32 * s));
+            for (u32 s = 0; s < STAGE_STEPS; s++) step_product(sums, a[set][s], matrix_rows(stage + 32 * s));
             wgmma_commit();
+            // Codes come from far: they are asked for a stage before they are decoded.
             decode_codes(m, words, a[1 - set]);
+            load_stage(m, codes, i + 2, words);
+            if (i * StageK<ARITHMETIC>::K == start) decode_scales(m, sums);
             wgmma_wait<0>();
             wgmma_sums(sums.sums);
             leave_stage<128>(ring.stage);
             advance(ring);
-            if (end < m.k && end - start < args.step) continue;
-            take_sums(args, sums, start, first_token, add);
+            bool closed = end == m.k || end - start >= args.step;
+            if (ARITHMETIC != FP8 && !closed) continue;
+            fold_sums(args, sums, start, first_token);
+            clear_sums(sums);
+            if (!closed) continue;
             start = end;
-            if (start < m.k) begin_sums(m, sums, start);
+            if (start < m.k) load_scales(m, sums, start);
         }
     }
 }
@@ -276,7 +312,8 @@ template <u32 ARITHMETIC, u32 CODE, u32 TOKENS> DEV void multiply_tiles(const Co
         const u8* codes = m.codes + (u64)row_tile * m.k_tiles * TILE_BYTES + atom * TILE_BYTES / 4 + lane() * 16;
         CodesSums<ARITHMETIC, TOKENS> sums;
         sums.row = row_tile * MATRIX_TILE + atom * ATOM + lane() / 4;
-        begin_sums(m, sums, 0);
+        clear_sums(sums);
+        load_scales(m, sums, 0);
         u32 row = place.row_block * CODES_HOPPER_ROWS + group * MATRIX_TILE + atom * ATOM + lane() / 4;
         auto store = [&](u32, u32 h, u32 token, float value) {
             u32 held = row + 8 * h, to = first_token + token;
@@ -287,9 +324,10 @@ template <u32 ARITHMETIC, u32 CODE, u32 TOKENS> DEV void multiply_tiles(const Co
         };
         if constexpr (TOKENS == 256) {
             multiply_whole<ARITHMETIC, CODE>(m, codes, ring, sums);
+            decode_scales(m, sums);
             // As a first segment is added to nothing: -0 becomes +0.
             take_sums(args, sums, 0, first_token,
-                      [&](u32 at, u32 h, u32 token, float value) { store(at, h, token, 0.0f + value); });
+                      [&](u32 at, u32 h, u32 token, float value, float scale) { store(at, h, token, 0.0f + value * scale); });
         } else {
             UNROLL
             for (u32 i = 0; i < TOKENS / 2; i++) sums.out[i] = 0.0f;
@@ -332,5 +370,6 @@ CODES_HOPPER(int4_segments, INTEGERS, CODE_INT4, 128)
 CODES_HOPPER(int8_segments, INTEGERS, CODE_INT8, 128)
 CODES_HOPPER(e4m3, HALVES, CODE_E4M3, 256)
 CODES_HOPPER(e4m3_segments, HALVES, CODE_E4M3, 128)
+CODES_HOPPER(fp8, FP8, CODE_E4M3, 128)
 
 #endif  // HOPPER

@@ -102,6 +102,13 @@ DEV float round_e4m3(float x) {
     return magnitude(x) >= 0.015625f ? normal : nearest(x * 512.0f) / 512.0f;
 }
 
+// Code of an fp8 E4M3 number; zero for a NaN.
+DEV u32 e4m3_code(float x) {
+    // The exponent's bias is 120 less than that of an f32; subnormal codes are subnormal numbers of f32.
+    u32 bits = bits_of(x * 0x1p-120f);
+    return x == x ? (bits >> 24 & 0x80) | (bits >> 20 & 0x7f) : 0;
+}
+
 // Nearest fp4 E2M1 number, ties to the even code, saturating at 6 (compressed-tensors' `cast_to_fp4`).
 DEV float round_e2m1(float x) {
     float m = magnitude(x);

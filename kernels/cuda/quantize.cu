@@ -20,11 +20,12 @@
 #define QUANTIZE_VALUES 0
 #define QUANTIZE_CODES 1
 #define QUANTIZE_SCALED 2
-// As what: `Format`. Bytes are integers with their zero point, in the order of code_slot().
+// As what: `Format`. Bytes are integers with their zero point, or codes of fp8 numbers, in the order of code_slot().
 #define FORMAT_F32 0
 #define FORMAT_BF16 1
 #define FORMAT_F16 2
 #define FORMAT_BYTES 3
+#define FORMAT_E4M3 4
 
 struct QuantizeArgs {
     const float* x;
@@ -157,6 +158,7 @@ DEV void write_quantized(const QuantizeArgs& args, u64 row, u32 column, float va
     if (args.format == FORMAT_F32) ((float*)args.out)[at] = value;
     else if (args.format == FORMAT_BF16) ((u16*)args.out)[at] = (u16)pack_bf16(value, 0.0f);
     else if (args.format == FORMAT_F16) ((u16*)args.out)[at] = f32_to_f16(value);
+    else if (args.format == FORMAT_E4M3) ((u8*)args.out)[row * args.stride + code_slot(column)] = (u8)e4m3_code(value);
     // No integer stands for NaN: the scale says it.
     else ((i8*)args.out)[row * args.stride + code_slot(column)] = value == value ? (i8)(i32)value : (i8)0;
 }

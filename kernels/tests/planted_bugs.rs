@@ -44,12 +44,15 @@ enum Engine {
     Plain,
     /// Those on warpgroups.
     Warpgroups,
+    /// Those for fp8.
+    Fp8,
 }
 
-/// Names the library that a child process is to check, the area, by its place among all, and whether warpgroups serve.
+/// Names the library that a child process is to check, the area, by its place among all, and the path of
+/// linears on warpgroups, where they serve.
 const LIBRARY: &str = "CTQ_PLANTED_LIBRARY";
 const AREA: &str = "CTQ_PLANTED_AREA";
-const WARPGROUPS: &str = "CTQ_PLANTED_WARPGROUPS";
+const LINEARS: &str = "CTQ_PLANTED_LINEARS";
 /// Cases of an area that every schedule has before any has all.
 const FEW: usize = 6;
 /// What a child prints when it has noticed something.
@@ -62,7 +65,9 @@ fn every_planted_bug_is_caught() {
     let kernels = Kernels::compile();
     let plain = any_device::BUGS.iter().map(|bug| (bug, Engine::Plain));
     let on_warpgroups = warpgroups::BUGS.iter().chain(attention_hopper::BUGS);
-    let all: Vec<(&Bug, Engine)> = plain.chain(on_warpgroups.map(|bug| (bug, Engine::Warpgroups))).collect();
+    let on_warpgroups = on_warpgroups.map(|bug| (bug, Engine::Warpgroups));
+    let fp8 = warpgroups::FP8_BUGS.iter().map(|bug| (bug, Engine::Fp8));
+    let all: Vec<(&Bug, Engine)> = plain.chain(on_warpgroups).chain(fp8).collect();
     let missed: Vec<&str> = all
         .par_iter()
         .enumerate()
@@ -83,7 +88,9 @@ fn unchanged_kernels_are_sound() {
     let include = "#include \"norm.cuh\"";
     let kernels = Kernels::compile();
     let library = kernels.with("unchanged", "norm.cu", include, include);
-    for (area, engine) in [(Area::Rows, Engine::Plain), (Area::Products, Engine::Warpgroups)] {
+    for (area, engine) in
+        [(Area::Rows, Engine::Plain), (Area::Large, Engine::Warpgroups), (Area::Codes, Engine::Fp8)]
+    {
         let told = check_in_a_process(&library, area, engine);
         assert!(told.contains(SOUND), "{engine:?}: {told}");
     }
@@ -101,11 +108,12 @@ fn check_one_library() {
     for (extent, schedule) in attempts {
         let device = Emulated::new(schedule).with_dense_product(Dense::Present);
         let device = device.with_kernels(Path::new(&library)).expect("a build of the emulation");
-        let cuda = match std::env::var_os(WARPGROUPS) {
-            None => Cuda::new(device),
-            Some(_) => {
+        let cuda = match std::env::var(LINEARS) {
+            Err(_) => Cuda::new(device),
+            Ok(path) => {
+                let path = LinearPath::asked_for(Some(&path)).expect("a path");
                 let cuda = Cuda::new(device.with_warpgroups(Warpgroups::Present));
-                cuda.with_linears(Some(LinearPath::Hopper)).with_attention(Some(AttentionPath::Hopper))
+                cuda.with_linears(path).with_attention(Some(AttentionPath::Hopper))
             }
         };
         let findings = compare(&cuda, &Cpu::detect(), areas, Size::Small, extent);
@@ -125,9 +133,11 @@ fn check_in_a_process(library: &Path, area: Area, engine: Engine) -> String {
         .args(["--exact", "check_one_library", "--nocapture"])
         .env(LIBRARY, library)
         .env(AREA, place.to_string());
-    if matches!(engine, Engine::Warpgroups) {
-        child.env(WARPGROUPS, "1");
-    }
+    match engine {
+        Engine::Plain => &mut child,
+        Engine::Warpgroups => child.env(LINEARS, LinearPath::Hopper.to_string()),
+        Engine::Fp8 => child.env(LINEARS, LinearPath::Fp8.to_string()),
+    };
     let output = child.output().expect("a child process");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }

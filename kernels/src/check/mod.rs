@@ -61,8 +61,12 @@ pub enum Area {
     Activations,
     /// Attention.
     Attention,
-    /// Linears.
+    /// Linears of values.
     Products,
+    /// Linears of codes.
+    Codes,
+    /// Linears of many tiles, or large enough for a library.
+    Large,
     /// Products of several experts, and partial log-sum-exps of a head.
     Heads,
     /// What a device may do in one pass.
@@ -71,8 +75,16 @@ pub enum Area {
 
 impl Area {
     /// Every operation.
-    pub const ALL: &[Area] =
-        &[Area::Rows, Area::Activations, Area::Attention, Area::Products, Area::Heads, Area::Fused];
+    pub const ALL: &[Area] = &[
+        Area::Rows,
+        Area::Activations,
+        Area::Attention,
+        Area::Products,
+        Area::Codes,
+        Area::Large,
+        Area::Heads,
+        Area::Fused,
+    ];
 }
 
 /// How far a comparison goes.
@@ -101,6 +113,8 @@ pub fn compare<S: Backend, E: Backend>(
             Area::Activations => activations::cases(&mut findings, size),
             Area::Attention => attention::cases(&mut findings, size),
             Area::Products => products::cases(&mut findings, size),
+            Area::Codes => products::codes(&mut findings, size),
+            Area::Large => products::large(&mut findings, size),
             Area::Heads => products::heads(&mut findings),
             Area::Fused => fused::cases(&mut findings, size),
         }

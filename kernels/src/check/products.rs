@@ -27,14 +27,12 @@ pub(super) fn cases<S: Backend, E: Backend>(findings: &mut Findings<'_, S, E>, s
             }
         }
     }
-    // Large enough for a device to decode the matrix first and leave the product to a library.
-    for scheme in ["int4 g128", "nvfp4"] {
-        let large = Linear::new(Scheme::named(scheme), Acts::Off, Compute::Bf16, (3, 2064, 1024));
-        match size {
-            Size::Small => findings.hold(&large),
-            Size::Large => linear(findings, large),
-        }
-    }
+    let library = Acts::Library(Kind::named("fp8 token"));
+    linear(findings, Linear::new(Scheme::named("fp8 channel"), library, Compute::Bf16, (37, 90, 256)));
+}
+
+/// Products of codes with codes.
+pub(super) fn codes<S: Backend, E: Backend>(findings: &mut Findings<'_, S, E>, size: Size) {
     // k that groups of activations and of weights both divide.
     let (m, n, k) = match size {
         Size::Small => (70, 90, 384),
@@ -56,6 +54,18 @@ pub(super) fn cases<S: Backend, E: Backend>(findings: &mut Findings<'_, S, E>, s
         let (scheme, kind) = (Scheme::named(scheme), Kind::named(kind));
         findings.hold(&Linear::new(scheme, Acts::Exact(kind), Compute::Bf16, (9, n, k - 20)));
     }
+}
+
+/// Products of large matrices, and of many tiles.
+pub(super) fn large<S: Backend, E: Backend>(findings: &mut Findings<'_, S, E>, size: Size) {
+    // Large enough for a device to decode the matrix first and leave the product to a library.
+    for scheme in ["int4 g128", "nvfp4"] {
+        let large = Linear::new(Scheme::named(scheme), Acts::Off, Compute::Bf16, (3, 2064, 1024));
+        match size {
+            Size::Small => findings.hold(&large),
+            Size::Large => linear(findings, large),
+        }
+    }
     // More stages than there is room for at once, blocks that stay for several tiles, segments of whole stages.
     let (m, n, k) = match size {
         Size::Small => (270, 200, 1000),
@@ -65,12 +75,11 @@ pub(super) fn cases<S: Backend, E: Backend>(findings: &mut Findings<'_, S, E>, s
         ("int8 channel", "int8 token", k),
         ("int8 tensor asymmetric", "int8 token asymmetric", k),
         ("int4 g128", "int8 token", k / 128 * 128 + 256),
+        ("fp8 channel", "fp8 token", k),
     ] {
         let exact = Acts::Exact(Kind::named(kind));
         findings.hold(&Linear::new(Scheme::named(scheme), exact, Compute::Bf16, (m, n, k)));
     }
-    let library = Acts::Library(Kind::named("fp8 token"));
-    linear(findings, Linear::new(Scheme::named("fp8 channel"), library, Compute::Bf16, (37, 90, 256)));
 }
 
 /// Experts, and heads.

@@ -78,7 +78,7 @@ impl<D: Device> Backend for Cuda<D> {
         compute: Compute,
         windows: &[Range<usize>],
     ) -> Result<Self::Operand, KernelError> {
-        quantize::prepare(self.device(), x, treatment, compute, windows)
+        quantize::prepare(self.device(), x, treatment, self.preparing(compute), windows)
     }
 
     fn norm_operand(
@@ -90,7 +90,7 @@ impl<D: Device> Backend for Cuda<D> {
         compute: Compute,
         windows: &[Range<usize>],
     ) -> Result<(Self::Operand, Self::Watch), KernelError> {
-        rows::normed_operand(self.device(), x, (weight, epsilon), treatment, compute, windows)
+        rows::normed_operand(self.device(), x, (weight, epsilon), treatment, self.preparing(compute), windows)
     }
 
     fn gate_operand(
@@ -101,7 +101,7 @@ impl<D: Device> Backend for Cuda<D> {
         compute: Compute,
         windows: &[Range<usize>],
     ) -> Result<Self::Operand, KernelError> {
-        rows::gated_operand(self.device(), gate, up, treatment, compute, windows)
+        rows::gated_operand(self.device(), gate, up, treatment, self.preparing(compute), windows)
     }
 
     fn linear(

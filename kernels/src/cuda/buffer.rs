@@ -23,9 +23,33 @@ pub struct CudaOperand<M> {
     pub(crate) k: usize,
     pub(crate) kind: OperandKind<M>,
     /// Row-major: f32 [rows, k] for [`OperandKind::F32`] and [`OperandKind::ScaledF32`], else [rows, k rounded up to a
-    /// multiple of 64] with zeros beyond k, so that a row is whole tiles. Integer codes are bytes in the order of
-    /// `code_slot` (`kernels/cuda/codes.cuh`), fp8 codes are f16, everything else is bf16.
+    /// multiple of 64] with zeros beyond k, so that a row is whole tiles. Codes are as [`Stored`] says, everything else
+    /// is bf16.
     pub(crate) values: M,
+}
+
+/// How codes of activations lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stored {
+    /// Integers, or codes of fp8 numbers, in the order of `code_slot` (`kernels/cuda/codes.cuh`).
+    Bytes,
+    /// Fp8 numbers as f16.
+    Halves,
+}
+
+/// How operands are prepared.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Preparing {
+    pub(crate) compute: Compute,
+    /// Codes of fp8 numbers whose sums are floats.
+    pub(crate) fp8: Stored,
+}
+
+impl From<Compute> for Preparing {
+    /// For products with exact operands.
+    fn from(compute: Compute) -> Preparing {
+        Preparing { compute, fp8: Stored::Halves }
+    }
 }
 
 /// What the values of an operand are, and their type on the device.
@@ -39,6 +63,7 @@ pub(crate) enum OperandKind<M> {
     Codes {
         activation: Activation,
         segment: usize,
+        stored: Stored,
         scales: M,
         /// Zero points of integers, whole numbers in f32, as the scales; `None` where all are 0.
         offsets: Option<M>,

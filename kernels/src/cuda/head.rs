@@ -15,7 +15,7 @@ use crate::cuda::buffer::{CudaOperand, download_floats, upload_integers};
 use crate::cuda::device::{Address, Arguments, Device, Queue};
 use crate::cuda::linear::format::{Format, format};
 use crate::cuda::linear::hopper::{self, ProductArgs, Staged};
-use crate::cuda::linear::{FusedProduct, Input, LinearPath, Output, fused_product, path, product};
+use crate::cuda::linear::{Bf16Path, FusedProduct, Input, Output, fused_product, path, product};
 use crate::cuda::matrix::{CudaMatrix, MatrixArgs};
 
 /// Tokens that one block covers: `PRODUCT_TOKENS` and `STAGED_TOKENS`.
@@ -169,9 +169,9 @@ fn folding<D: Device>(
     product: &FusedProduct<'_, D::Memory>,
 ) -> Option<Folding> {
     match path(cuda, x.kind(), product.weight) {
-        LinearPath::Library => None,
-        LinearPath::Hopper => format(product.weight, product.worth).map(Folding::Hopper),
-        LinearPath::Fused => product.weight.has_whole_slices().then_some(Folding::Fused),
+        Bf16Path::Library => None,
+        Bf16Path::Hopper => format(product.weight, product.worth).map(Folding::Hopper),
+        Bf16Path::Fused => product.weight.has_whole_slices().then_some(Folding::Fused),
     }
 }
 

@@ -34,6 +34,9 @@ pub use self::matrix::CudaMatrix;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
+use self::buffer::{Preparing, Stored};
+use crate::Compute;
+
 /// Bytes that a run takes on a device beside weights, hidden states and activations: two matrices decoded to bf16, and
 /// a block of logits. `matrices`: (n, k) of every linear.
 pub fn scratch_bytes(matrices: impl Iterator<Item = (usize, usize)>) -> u64 {
@@ -66,7 +69,7 @@ impl<D: Device> Cuda<D> {
         Cuda::on(Arc::new(device))
     }
 
-    /// The same with products of bf16 operands on one path wherever it can serve; without one, by the rule. Paths sum in
+    /// The same with products on one path wherever it can serve; without one, by the rule. Paths sum in
     /// orders of their own, so this is part of what the backend calls itself.
     #[must_use]
     pub fn with_linears(self, linears: Option<LinearPath>) -> Cuda<D> {
@@ -95,6 +98,15 @@ impl<D: Device> Cuda<D> {
     pub fn another_rank(&self) -> Cuda<D> {
         let Cuda { device, linears, attention, .. } = self;
         Cuda { linears: *linears, attention: *attention, ..Cuda::on(Arc::clone(device)) }
+    }
+
+    /// How operands are prepared: fp8 for tensor cores of its own where they were asked for and are there.
+    fn preparing(&self, compute: Compute) -> Preparing {
+        let asked = self.linears == Some(LinearPath::Fp8) && self.device.has_warpgroups();
+        match compute {
+            Compute::Bf16 if asked => Preparing { compute, fp8: Stored::Bytes },
+            Compute::Bf16 | Compute::F32 => compute.into(),
+        }
     }
 
     fn on(device: Arc<D>) -> Cuda<D> {

@@ -9,7 +9,9 @@ use ctq_model::matrix::Code;
 use ctq_model::scheme::{Activation, ActivationScale, ActivationSharing};
 
 use crate::backend::{Quantizer, Treatment};
-use crate::cuda::buffer::{CudaBuffer, CudaOperand, OperandKind, table_of_floats, table_of_integers};
+use crate::cuda::buffer::{
+    CudaBuffer, CudaOperand, OperandKind, Preparing, Stored, table_of_floats, table_of_integers,
+};
 use crate::cuda::device::{Address, Arguments, Device, Queue};
 use crate::cuda::elementwise;
 use crate::cuda::rows::{self, Making, Runs, Source};
@@ -99,6 +101,8 @@ enum Format {
     F16 = 2,
     /// Integer codes.
     Bytes = 3,
+    /// Codes of fp8 numbers.
+    E4m3 = 4,
 }
 
 impl Format {
@@ -114,7 +118,7 @@ impl Format {
     fn stride(self, k: usize) -> usize {
         match self {
             Format::F32 => k,
-            Format::Bf16 | Format::F16 | Format::Bytes => k.next_multiple_of(PADDED),
+            Format::Bf16 | Format::F16 | Format::Bytes | Format::E4m3 => k.next_multiple_of(PADDED),
         }
     }
 
@@ -123,7 +127,7 @@ impl Format {
         let bytes = match self {
             Format::F32 => 4,
             Format::Bf16 | Format::F16 => 2,
-            Format::Bytes => 1,
+            Format::Bytes | Format::E4m3 => 1,
         };
         device.allocate(rows * self.stride(k) * bytes)
     }
@@ -151,10 +155,10 @@ pub(crate) fn prepare<D: Device>(
     device: &D,
     x: &CudaBuffer<D::Memory>,
     treatment: &Treatment,
-    compute: Compute,
+    preparing: impl Into<Preparing>,
     windows: &[Range<usize>],
 ) -> Result<CudaOperand<D::Memory>, KernelError> {
-    prepare_rows(device, &Source::given(x), treatment, compute, windows)
+    prepare_rows(device, &Source::given(x), treatment, preparing.into(), windows)
 }
 
 /// How far a treatment looks in rows of `width`.
@@ -207,10 +211,10 @@ pub(crate) fn prepare_rows<D: Device>(
     device: &D,
     source: &Source<'_, D::Memory>,
     treatment: &Treatment,
-    compute: Compute,
+    preparing: Preparing,
     windows: &[Range<usize>],
 ) -> Result<CudaOperand<D::Memory>, KernelError> {
-    let (rows, k) = (source.x.rows, source.x.width);
+    let (rows, k, compute) = (source.x.rows, source.x.width, preparing.compute);
     let kind = match compute {
         Compute::F32 => OperandKind::F32,
         Compute::Bf16 => OperandKind::Bf16,
@@ -226,7 +230,7 @@ pub(crate) fn prepare_rows<D: Device>(
         }
         Treatment::Exact(quantizer) => match exact_output(quantizer.activation) {
             Output::Scaled => scaled(device, source, quantizer, compute, windows),
-            Output::Codes | Output::Values => codes(device, source, quantizer, compute, windows),
+            Output::Codes | Output::Values => codes(device, source, quantizer, preparing, windows),
         },
     }
 }
@@ -308,15 +312,18 @@ fn codes<D: Device>(
     device: &D,
     source: &Source<'_, D::Memory>,
     quantizer: &Quantizer,
-    compute: Compute,
+    Preparing { compute, fp8 }: Preparing,
     windows: &[Range<usize>],
 ) -> Result<CudaOperand<D::Memory>, KernelError> {
     let (x, activation) = (source.x, quantizer.activation);
     let segment = run_length(activation, x.width, x.width);
     assert!(x.width.is_multiple_of(segment), "whole groups of {segment} in {} inputs", x.width);
-    let (format, shifted) = match activation.code {
-        Code::Int { .. } => (Format::Bytes, has_zero_points(quantizer)),
-        Code::E4m3 | Code::E2m1 | Code::Bf16 | Code::F16 | Code::F32 => (Format::F16, false),
+    let (format, stored, shifted) = match (activation.code, fp8) {
+        (Code::Int { .. }, _) => (Format::Bytes, Stored::Bytes, has_zero_points(quantizer)),
+        (Code::E4m3, Stored::Bytes) => (Format::E4m3, Stored::Bytes, false),
+        (Code::E4m3 | Code::E2m1 | Code::Bf16 | Code::F16 | Code::F32, _) => {
+            (Format::F16, Stored::Halves, false)
+        }
     };
     let values = format.allocate(device, x.rows, x.width)?;
     let scale_bytes = x.rows * (x.width / segment) * 4;
@@ -330,7 +337,7 @@ fn codes<D: Device>(
         offsets: offsets.as_ref().map_or(Address::NULL, D::address),
     };
     quantize(device, source, target, quantizer, x.width, windows)?;
-    let kind = OperandKind::Codes { activation, segment, scales, offsets, compute };
+    let kind = OperandKind::Codes { activation, segment, stored, scales, offsets, compute };
     Ok(CudaOperand { rows: x.rows, k: x.width, kind, values })
 }
 

@@ -6,13 +6,13 @@ use std::ops::Range;
 
 use bytemuck::NoUninit;
 
+use crate::KernelError;
 use crate::backend::Treatment;
-use crate::cuda::buffer::{CudaBuffer, CudaOperand, table_of_floats};
+use crate::cuda::buffer::{CudaBuffer, CudaOperand, Preparing, table_of_floats};
 use crate::cuda::device::{Address, Arguments, Device, Queue};
 use crate::cuda::elementwise::CudaWatch;
 use crate::cuda::quantize::{self, QuantizeArgs};
 use crate::cuda::{elementwise, norm};
-use crate::{Compute, KernelError};
 
 /// Elements that a block has room for, and its kernels for norms and for gates.
 const ROOMS: [(usize, &str, &str); 3] = [
@@ -87,18 +87,19 @@ pub(crate) fn normed_operand<D: Device>(
     x: &CudaBuffer<D::Memory>,
     (weight, epsilon): (&[f32], f32),
     treatment: &Treatment,
-    compute: Compute,
+    preparing: impl Into<Preparing>,
     windows: &[Range<usize>],
 ) -> Result<Watched<D>, KernelError> {
     if weight.len() != x.width || !takes_norm(x.width, quantize::runs_of(treatment, x.width)) {
         let watch = elementwise::watch(device, x)?;
         let normed = norm::norm(device, x, weight, epsilon)?;
-        return Ok((quantize::prepare(device, &normed, treatment, compute, windows)?, watch));
+        return Ok((quantize::prepare(device, &normed, treatment, preparing, windows)?, watch));
     }
     let weight = table_of_floats(device, weight)?;
     let bad_rows = device.allocate(x.rows * 4)?;
     let making = Making::Normed { weight: &*weight, epsilon, bad_rows: &bad_rows };
-    let operand = quantize::prepare_rows(device, &Source { x, making }, treatment, compute, windows)?;
+    let operand =
+        quantize::prepare_rows(device, &Source { x, making }, treatment, preparing.into(), windows)?;
     Ok((operand, CudaWatch::sent(device, &bad_rows, x.rows)?))
 }
 
@@ -108,15 +109,21 @@ pub(crate) fn gated_operand<D: Device>(
     gate: CudaBuffer<D::Memory>,
     up: &CudaBuffer<D::Memory>,
     treatment: &Treatment,
-    compute: Compute,
+    preparing: impl Into<Preparing>,
     windows: &[Range<usize>],
 ) -> Result<CudaOperand<D::Memory>, KernelError> {
     if !takes_gate(gate.width, quantize::runs_of(treatment, gate.width)) {
-        return quantize::prepare(device, &elementwise::gate(device, gate, up)?, treatment, compute, windows);
+        return quantize::prepare(
+            device,
+            &elementwise::gate(device, gate, up)?,
+            treatment,
+            preparing,
+            windows,
+        );
     }
     assert_eq!((gate.rows, gate.width), (up.rows, up.width), "shapes of a gate");
     let source = Source { x: &gate, making: Making::Gated { up } };
-    quantize::prepare_rows(device, &source, treatment, compute, windows)
+    quantize::prepare_rows(device, &source, treatment, preparing.into(), windows)
 }
 
 /// Whether a norm over rows of `width` can be made on the way.

@@ -1,5 +1,5 @@
-//! Products of codes on tensor cores: `kernels/cuda/linear_codes.cu`, and for integers `linear_codes_hopper.cu`. Integers
-//! have the CPU backend's bits on either; sums of fp8 are made here in bf16 compute only, in an order of their own.
+//! Products of codes on tensor cores: `kernels/cuda/linear_codes.cu` and `linear_codes_hopper.cu`. Integers have the CPU
+//! backend's bits on either; sums of fp8 are made here in bf16 compute only, in an order of their own.
 //! Segments that are no whole steps are left to [`ordered`](super::ordered).
 #![expect(unsafe_code, reason = "arguments of kernels")]
 
@@ -7,9 +7,10 @@ use std::ops::Range;
 
 use bytemuck::NoUninit;
 use ctq_container::TILE;
+use ctq_model::matrix::Code;
 
 use crate::cuda::Cuda;
-use crate::cuda::buffer::OperandKind;
+use crate::cuda::buffer::{CudaOperand, OperandKind, Stored};
 use crate::cuda::device::{Address, Arguments, Device, Queue, TensorElement, TensorMap, TensorTile};
 use crate::cuda::linear::{Input, LinearPath, Output};
 use crate::cuda::matrix::{CodeClass, CudaMatrix, MatrixArgs, Worth};
@@ -21,6 +22,8 @@ const ROWS: usize = 128;
 const TOKENS: usize = 128;
 /// Sums that one block of `sum_codes` makes.
 const SUMS: usize = 8;
+/// Codes that one block of `widen_e4m3` takes.
+const WIDENED: usize = 256 * 16;
 /// Instructions of one stage of Hopper's kernels: `STAGE_STEPS`.
 const STEPS: usize = 4;
 
@@ -60,6 +63,18 @@ const _: () = assert!(size_of::<CodesHopperArgs>() == 320, "as the assertion in 
 // SAFETY: as the structure of that name in linear_codes_hopper.cu.
 unsafe impl Arguments for CodesHopperArgs {}
 
+/// `WidenArgs`.
+#[derive(Clone, Copy, NoUninit)]
+#[repr(C)]
+struct WidenArgs {
+    x: Address,
+    out: Address,
+    words: u64,
+}
+
+// SAFETY: as the structure of that name in linear_codes.cu.
+unsafe impl Arguments for WidenArgs {}
+
 /// `CodeSumArgs`.
 #[derive(Clone, Copy, NoUninit)]
 #[repr(C)]
@@ -83,6 +98,28 @@ enum Arithmetic {
     Halves,
 }
 
+/// Kernels that make a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kernels {
+    /// That of any tensor cores, and Hopper's where it has one.
+    Any(&'static str, Option<Warpgroups>),
+    /// Hopper's alone.
+    Warpgroups(Warpgroups),
+}
+
+/// A kernel of Hopper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Warpgroups {
+    pub(super) name: &'static str,
+    /// Of its blocks.
+    tokens: usize,
+}
+
+/// Fp8 by fp8 on tensor cores for them.
+const FP8: Warpgroups = Warpgroups { name: "codes_hopper_fp8", tokens: 128 };
+/// What [`FP8`] sums before it meets f32: a segment is a multiple of it, or all of k.
+const FP8_STAGE: usize = STEPS * 32;
+
 impl Arithmetic {
     /// k of one instruction.
     fn k(self) -> usize {
@@ -102,10 +139,10 @@ impl Arithmetic {
         }
     }
 
-    /// The kernel of Hopper, and the tokens of its blocks; `None` where the others do it.
-    fn hopper(self, class: CodeClass, step: usize, k: usize) -> Option<(&'static str, usize)> {
+    /// The kernel of Hopper; `None` where the others do it.
+    fn hopper(self, class: CodeClass, step: usize, k: usize) -> Option<Warpgroups> {
         let (whole, stages) = (step >= k, step.is_multiple_of(STEPS * self.k()));
-        let integers = |tokens, names| of_integers(class, names).map(|name| (name, tokens));
+        let integers = |tokens, names| of_integers(class, names).map(|name| Warpgroups { name, tokens });
         match self {
             Arithmetic::Integers if whole => integers(256, ["codes_hopper_int4", "codes_hopper_int8"]),
             Arithmetic::ShiftedIntegers if whole => {
@@ -114,9 +151,11 @@ impl Arithmetic {
             Arithmetic::Integers if stages => {
                 integers(128, ["codes_hopper_int4_segments", "codes_hopper_int8_segments"])
             }
-            Arithmetic::Halves if class == CodeClass::E4m3 && whole => Some(("codes_hopper_e4m3", 256)),
+            Arithmetic::Halves if class == CodeClass::E4m3 && whole => {
+                Some(Warpgroups { name: "codes_hopper_e4m3", tokens: 256 })
+            }
             Arithmetic::Halves if class == CodeClass::E4m3 && stages => {
-                Some(("codes_hopper_e4m3_segments", 128))
+                Some(Warpgroups { name: "codes_hopper_e4m3_segments", tokens: 128 })
             }
             Arithmetic::Integers | Arithmetic::ShiftedIntegers | Arithmetic::Halves => None,
         }
@@ -134,9 +173,7 @@ fn of_integers(class: CodeClass, [int4, int8]: [&'static str; 2]) -> Option<&'st
 
 /// A product of codes that tensor cores take.
 pub(super) struct CodesProduct<'a, M> {
-    kernel: &'static str,
-    /// Of Hopper, and the tokens of its blocks.
-    pub(super) hopper: Option<(&'static str, usize)>,
+    pub(super) kernels: Kernels,
     /// What activations are to the copy engine: bytes, or any 16 bits.
     element: TensorElement,
     /// Whether sums of inputs are wanted.
@@ -158,28 +195,72 @@ pub(super) fn takes<'a, M>(
     kind: &'a OperandKind<M>,
     weight: &CudaMatrix<M>,
 ) -> Result<Option<CodesProduct<'a, M>>, KernelError> {
-    let OperandKind::Codes { activation, segment, scales, offsets, compute } = kind else { return Ok(None) };
+    let OperandKind::Codes { activation, segment, scales, offsets, compute, .. } = kind else {
+        return Ok(None);
+    };
     let product = weight.weights().codes(*activation, *segment)?;
+    let (step, segment, offsets) = (product.step, *segment, offsets.as_ref());
+    if is_fp8(kind, weight)? {
+        let (kernels, element) = (Kernels::Warpgroups(FP8), TensorElement::Byte);
+        let product = CodesProduct { kernels, element, input_sums: false, step, segment, scales, offsets };
+        return Ok(Some(product));
+    }
     let arithmetic = match (product.sums, compute) {
         (Sums::Integers, _) if offsets.is_some() || weight.zeros.is_some() => Arithmetic::ShiftedIntegers,
         (Sums::Integers, _) => Arithmetic::Integers,
         (Sums::Floats, Compute::Bf16) => Arithmetic::Halves,
         (Sums::Floats, Compute::F32) => return Ok(None),
     };
-    let whole = product.step >= weight.k || product.step.is_multiple_of(arithmetic.k());
+    let whole = step >= weight.k || step.is_multiple_of(arithmetic.k());
     Ok(arithmetic.kernel(weight.class()).filter(|_| whole).map(|kernel| CodesProduct {
-        kernel,
-        hopper: arithmetic.hopper(weight.class(), product.step, weight.k),
+        kernels: Kernels::Any(kernel, arithmetic.hopper(weight.class(), step, weight.k)),
         element: match arithmetic {
             Arithmetic::Integers | Arithmetic::ShiftedIntegers => TensorElement::Byte,
             Arithmetic::Halves => TensorElement::Bf16,
         },
         input_sums: arithmetic == Arithmetic::ShiftedIntegers && weight.zeros.is_some(),
-        step: product.step,
-        segment: *segment,
+        step,
+        segment,
         scales,
-        offsets: offsets.as_ref(),
+        offsets,
     }))
+}
+
+/// Whether an operand is codes of fp8 numbers as bytes.
+fn has_fp8_bytes<M>(kind: &OperandKind<M>) -> bool {
+    match kind {
+        OperandKind::Codes { activation, stored: Stored::Bytes, .. } => activation.code == Code::E4m3,
+        OperandKind::Codes { stored: Stored::Halves, .. }
+        | OperandKind::Bf16
+        | OperandKind::F32
+        | OperandKind::ScaledBf16 { .. }
+        | OperandKind::ScaledF32 { .. } => false,
+    }
+}
+
+/// Whether [`FP8`] makes a product.
+fn is_fp8<M>(kind: &OperandKind<M>, weight: &CudaMatrix<M>) -> Result<bool, KernelError> {
+    let OperandKind::Codes { activation, segment, .. } = kind else { return Ok(false) };
+    let step = weight.weights().codes(*activation, *segment)?.step;
+    let stages = step >= weight.k || step.is_multiple_of(FP8_STAGE);
+    Ok(has_fp8_bytes(kind) && weight.class() == CodeClass::E4m3 && stages)
+}
+
+/// Whether an operand has bytes and its product with `weight` wants f16.
+///
+/// # Errors
+/// Where the product is not defined.
+pub(super) fn wants_halves<M>(kind: &OperandKind<M>, weight: &CudaMatrix<M>) -> Result<bool, KernelError> {
+    Ok(has_fp8_bytes(kind) && !is_fp8(kind, weight)?)
+}
+
+/// The values of an operand of fp8 bytes as f16.
+pub(super) fn widened<D: Device>(device: &D, x: &CudaOperand<D::Memory>) -> Result<D::Memory, KernelError> {
+    let codes = x.rows * x.k.next_multiple_of(TILE);
+    let out = device.allocate(codes * 2)?;
+    let args = WidenArgs { x: D::address(&x.values), out: D::address(&out), words: (codes / 16) as u64 };
+    device.launch(Queue::Compute, "widen_e4m3", [codes.div_ceil(WIDENED), 1, 1], &args)?;
+    Ok(out)
 }
 
 /// Rows `rows` of `weight` for `tokens` of an operand of codes.
@@ -212,39 +293,34 @@ pub(super) fn product<D: Device>(
         segment: product.segment as u32,
     };
     let row_blocks = (matrix.row_tiles as usize * TILE).div_ceil(ROWS);
-    match product.hopper {
-        Some((kernel, tokens)) if cuda.linears == Some(LinearPath::Hopper) && device.has_warpgroups() => {
-            on_warpgroups(
-                device,
-                kernel,
-                (row_blocks, m.div_ceil(tokens)),
-                (tokens, product.element),
-                k,
-                args,
-            )
+    let asked = cuda.linears == Some(LinearPath::Hopper) && device.has_warpgroups();
+    match product.kernels {
+        Kernels::Any(_, Some(kernel)) if asked => {
+            on_warpgroups(device, kernel, row_blocks, product.element, k, args)
         }
-        Some(_) | None => {
-            device.launch(Queue::Compute, product.kernel, [row_blocks, m.div_ceil(TOKENS), 1], &args)
+        Kernels::Any(kernel, _) => {
+            device.launch(Queue::Compute, kernel, [row_blocks, m.div_ceil(TOKENS), 1], &args)
         }
+        Kernels::Warpgroups(kernel) => on_warpgroups(device, kernel, row_blocks, product.element, k, args),
     }
 }
 
-/// The same by a kernel whose blocks stay for several tiles of 128 rows and `tokens` tokens.
+/// The same by a kernel whose blocks stay for several tiles of 128 rows and the kernel's tokens.
 fn on_warpgroups<D: Device>(
     device: &D,
-    kernel: &'static str,
-    (row_blocks, token_blocks): (usize, usize),
-    (tokens, element): (usize, TensorElement),
+    kernel: Warpgroups,
+    row_blocks: usize,
+    element: TensorElement,
     k: usize,
     codes: CodesArgs,
 ) -> Result<(), KernelError> {
-    let columns = k.next_multiple_of(TILE);
+    let (columns, token_blocks) = (k.next_multiple_of(TILE), (codes.m as usize).div_ceil(kernel.tokens));
     let x = device.tensor_map(&TensorTile {
         address: codes.x,
         rows: codes.m as usize,
         columns,
         row_bytes: columns * element.bytes(),
-        box_rows: tokens,
+        box_rows: kernel.tokens,
         element,
     })?;
     let blocks = device.multiprocessors().min(row_blocks * token_blocks);
@@ -256,7 +332,7 @@ fn on_warpgroups<D: Device>(
         blocks: blocks as u32,
         padding: [0; 9],
     };
-    device.launch(Queue::Compute, kernel, [blocks, 1, 1], &args)
+    device.launch(Queue::Compute, kernel.name, [blocks, 1, 1], &args)
 }
 
 /// Sums of the integers of each segment: i32 [m, segments].

@@ -7,7 +7,7 @@ use ctq_container::TILE;
 
 use super::format::{Format, format};
 use super::hopper::{self, ProductArgs, Staged};
-use super::{Input, LinearPath, path};
+use super::{Bf16Path, Input, path};
 use crate::KernelError;
 use crate::backend::GatePair;
 use crate::cuda::Cuda;
@@ -84,7 +84,7 @@ fn common_format<D: Device>(
     up: &CudaMatrix<D::Memory>,
 ) -> Option<Format> {
     let on_warpgroups = matches!(x.kind, OperandKind::Bf16)
-        && [gate, up].iter().all(|weight| path(cuda, &x.kind, weight) == LinearPath::Hopper);
+        && [gate, up].iter().all(|weight| path(cuda, &x.kind, weight) == Bf16Path::Hopper);
     let shape = |weight: &CudaMatrix<D::Memory>| (weight.k, weight.rows.clone(), weight.n);
     let scheme = |weight: &CudaMatrix<D::Memory>| {
         (weight.code, weight.group_size(), weight.scale_dtype, weight.rounding(), weight.zeros.is_some())

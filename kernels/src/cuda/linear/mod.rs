@@ -13,10 +13,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use ctq_container::TILE;
-use ctq_model::matrix::Code;
 
 use crate::cuda::Cuda;
-use crate::cuda::buffer::{CudaBuffer, CudaOperand, OperandKind, table_of_floats};
+use crate::cuda::buffer::{CudaBuffer, CudaOperand, OperandKind, Stored, table_of_floats};
 use crate::cuda::device::{Address, Device, Store};
 use crate::cuda::elementwise;
 use crate::cuda::matrix::{CudaMatrix, Worth};
@@ -26,13 +25,14 @@ pub(crate) use self::dense::{Scratches, scratch_bytes};
 pub(crate) use self::fused::FusedProduct;
 pub(crate) use self::gated::gated;
 pub use self::path::LinearPath;
-pub(crate) use self::path::path;
+pub(crate) use self::path::{Bf16Path, path};
 
-/// An operand whose columns are in the order of a matrix's tiles.
+/// An operand as a matrix takes it: columns in the order of its tiles, fp8 codes as bytes or as f16.
 pub(crate) struct Input<'a, M> {
     operand: &'a CudaOperand<M>,
-    /// The operand's values with their columns permuted, where the matrix has an order of its own.
-    permuted: Option<M>,
+    row: Row,
+    /// The operand's values, where they are not its own.
+    made: Option<M>,
 }
 
 /// Part of a result: f32 [rows of the input, stride], of which the first columns are written.
@@ -70,10 +70,15 @@ impl<'a, M> Input<'a, M> {
         operand: &'a CudaOperand<M>,
         weight: &CudaMatrix<M>,
     ) -> Result<Input<'a, M>, KernelError> {
-        let permutation = weight.permutation.as_ref();
-        let permuted =
-            permutation.map(|permutation| ordered::permute(device, operand, permutation)).transpose()?;
-        Ok(Input { operand, permuted })
+        let mut input = Input { operand, row: Row::of(operand), made: None };
+        if codes::wants_halves(&operand.kind, weight)? {
+            input.made = Some(codes::widened(device, operand)?);
+            input.row.width = 2;
+        }
+        if let Some(permutation) = &weight.permutation {
+            input.made = Some(ordered::permute(device, &input, permutation)?);
+        }
+        Ok(input)
     }
 
     pub(crate) fn rows(&self) -> usize {
@@ -86,8 +91,8 @@ impl<'a, M> Input<'a, M> {
 
     /// Where row `row` of the values begins.
     pub(crate) fn values<D: Device<Memory = M>>(&self, row: usize) -> Address {
-        let values = self.permuted.as_ref().unwrap_or(&self.operand.values);
-        D::address(values).offset(row * Row::of(self.operand).bytes())
+        let values = self.made.as_ref().unwrap_or(&self.operand.values);
+        D::address(values).offset(row * self.row.bytes())
     }
 }
 
@@ -104,12 +109,8 @@ impl Row {
         match &x.kind {
             OperandKind::Bf16 | OperandKind::ScaledBf16 { .. } => Row { elements: padded, width: 2 },
             OperandKind::F32 | OperandKind::ScaledF32 { .. } => Row { elements: x.k, width: 4 },
-            OperandKind::Codes { activation, .. } => match activation.code {
-                Code::Int { .. } => Row { elements: padded, width: 1 },
-                Code::E4m3 | Code::E2m1 | Code::Bf16 | Code::F16 | Code::F32 => {
-                    Row { elements: padded, width: 2 }
-                }
-            },
+            OperandKind::Codes { stored: Stored::Bytes, .. } => Row { elements: padded, width: 1 },
+            OperandKind::Codes { stored: Stored::Halves, .. } => Row { elements: padded, width: 2 },
         }
     }
 
@@ -173,7 +174,7 @@ fn into<D: Device>(
     let to = Output::of::<D>(y);
     let Some(product) = fused_product(&x.kind, weight, 0..y.width, to)? else { return Ok(false) };
     let path = path(cuda, &x.kind, weight);
-    if path == LinearPath::Library && (bias.is_some() || added.is_none()) {
+    if path == Bf16Path::Library && (bias.is_some() || added.is_none()) {
         // A library knows no bias between a product and what it is added to.
         return Ok(false);
     }
@@ -183,11 +184,11 @@ fn into<D: Device>(
     let epilogue = Epilogue { bias: bias.as_ref().map(|bias| D::address(bias)), added };
     let (tokens, rows) = (0..x.rows, 0..y.width);
     match path {
-        LinearPath::Library => {
+        Bf16Path::Library => {
             dense::product(cuda, &input, tokens, weight, rows, (to, Store::Added), dense::CHUNKS)?;
         }
-        LinearPath::Hopper => hopper::product(device, &input, tokens, &product, epilogue)?,
-        LinearPath::Fused => fused::product(device, &input, tokens, &product, epilogue)?,
+        Bf16Path::Hopper => hopper::product(device, &input, tokens, &product, epilogue)?,
+        Bf16Path::Fused => fused::product(device, &input, tokens, &product, epilogue)?,
     }
     Ok(true)
 }
@@ -271,9 +272,9 @@ pub(crate) fn product<D: Device>(
         return ordered::product(device, x, tokens, weight, rows, y);
     };
     match path(cuda, x.kind(), weight) {
-        LinearPath::Library => dense::product(cuda, x, tokens, weight, rows, (y, Store::Over), dense::CHUNKS),
-        LinearPath::Hopper => hopper::product(device, x, tokens, &product, Epilogue::default()),
-        LinearPath::Fused => fused::product(device, x, tokens, &product, Epilogue::default()),
+        Bf16Path::Library => dense::product(cuda, x, tokens, weight, rows, (y, Store::Over), dense::CHUNKS),
+        Bf16Path::Hopper => hopper::product(device, x, tokens, &product, Epilogue::default()),
+        Bf16Path::Fused => fused::product(device, x, tokens, &product, Epilogue::default()),
     }
 }
 

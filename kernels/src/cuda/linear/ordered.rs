@@ -7,9 +7,9 @@ use bytemuck::NoUninit;
 
 use crate::KernelError;
 use crate::cpu::row_tiles::block_length;
-use crate::cuda::buffer::{CudaOperand, OperandKind};
+use crate::cuda::buffer::OperandKind;
 use crate::cuda::device::{Address, Arguments, Device, Queue};
-use crate::cuda::linear::{Input, Output, Row};
+use crate::cuda::linear::{Input, Output};
 use crate::cuda::matrix::{CudaMatrix, MatrixArgs, Worth};
 use crate::exact_product::Sums;
 
@@ -115,7 +115,7 @@ fn plan<D: Device>(
             let divisor = weight.global_scale * global;
             Ok(Plan { kernel: "linear_scaled", worth: Worth::Scaled, step: k, divisor, ..plain })
         }
-        OperandKind::Codes { activation, segment, scales, offsets, compute: _ } => {
+        OperandKind::Codes { activation, segment, scales, offsets, .. } => {
             let product = weight.weights().codes(*activation, *segment)?;
             let kernel = match product.sums {
                 Sums::Floats => "linear_floats",
@@ -141,23 +141,22 @@ fn plan<D: Device>(
 /// The values of `x` with their columns in the order of act-ordered tiles.
 pub(super) fn permute<D: Device>(
     device: &D,
-    x: &CudaOperand<D::Memory>,
+    x: &Input<'_, D::Memory>,
     permutation: &D::Memory,
 ) -> Result<D::Memory, KernelError> {
-    let row = Row::of(x);
-    let out = device.allocate(x.rows * row.bytes())?;
-    let kernel = match row.width {
+    let out = device.allocate(x.rows() * x.row.bytes())?;
+    let kernel = match x.row.width {
         1 => "permute_8",
         2 => "permute_16",
         _ => "permute_32",
     };
     let args = PermuteArgs {
-        x: D::address(&x.values),
+        x: x.values::<D>(0),
         out: D::address(&out),
         permutation: D::address(permutation),
-        k: x.k as u32,
-        stride: row.elements as u32,
+        k: x.operand.k as u32,
+        stride: x.row.elements as u32,
     };
-    device.launch(Queue::Compute, kernel, [x.rows, 1, 1], &args)?;
+    device.launch(Queue::Compute, kernel, [x.rows(), 1, 1], &args)?;
     Ok(out)
 }

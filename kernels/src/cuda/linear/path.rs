@@ -1,4 +1,4 @@
-//! Which kernels multiply an operand of bf16: a rule from the scheme, the whole matrix and the device, and a choice that
+//! Which kernels multiply, of operands of bf16 most of all: a rule from the scheme, the whole matrix and the device, and a choice that
 //! replaces it. Never from a batch, a shard or a clock: paths sum in orders of their own, and bits must not depend on
 //! how work was cut.
 
@@ -10,7 +10,7 @@ use crate::cuda::buffer::OperandKind;
 use crate::cuda::device::Device;
 use crate::cuda::matrix::CudaMatrix;
 
-/// Kernels for products of operands of bf16.
+/// Kernels for products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinearPath {
     /// The matrix is decoded first; the device's library multiplies.
@@ -19,10 +19,23 @@ pub enum LinearPath {
     Hopper,
     /// Weights are decoded in registers, the tensor cores of any GPU multiply.
     Fused,
+    /// Codes of fp8 meet as such on Hopper's tensor cores, which keep few bits of a sum; everything else by the rule.
+    Fp8,
+}
+
+/// What multiplies operands of bf16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bf16Path {
+    /// As [`LinearPath::Library`].
+    Library,
+    /// As [`LinearPath::Hopper`].
+    Hopper,
+    /// As [`LinearPath::Fused`].
+    Fused,
 }
 
 impl LinearPath {
-    /// Names the path that serves wherever it can, in place of the rule: `library`, `hopper` or `fused`.
+    /// Names the path that serves wherever it can, in place of the rule: `library`, `hopper`, `fused` or `fp8`.
     pub const VARIABLE: &str = "CTQ_LINEAR";
 
     /// What a value of [`LinearPath::VARIABLE`] asks for; nothing where there is none.
@@ -35,8 +48,10 @@ impl LinearPath {
             Some("library") => Ok(Some(LinearPath::Library)),
             Some("hopper") => Ok(Some(LinearPath::Hopper)),
             Some("fused") => Ok(Some(LinearPath::Fused)),
+            Some("fp8") => Ok(Some(LinearPath::Fp8)),
             Some(other) => {
-                Err(format!("{}={other}: say library, hopper or fused, or unset it", LinearPath::VARIABLE))
+                let variable = LinearPath::VARIABLE;
+                Err(format!("{variable}={other}: say library, hopper, fused or fp8, or unset it"))
             }
         }
     }
@@ -48,6 +63,7 @@ impl fmt::Display for LinearPath {
             LinearPath::Library => "library",
             LinearPath::Hopper => "hopper",
             LinearPath::Fused => "fused",
+            LinearPath::Fp8 => "fp8",
         })
     }
 }
@@ -61,19 +77,15 @@ pub(crate) fn path<D: Device>(
     cuda: &Cuda<D>,
     kind: &OperandKind<D::Memory>,
     weight: &CudaMatrix<D::Memory>,
-) -> LinearPath {
+) -> Bf16Path {
     let device = cuda.device();
     let library = matches!(kind, OperandKind::Bf16) && device.has_dense_product(weight.stride());
     match cuda.linears {
-        Some(LinearPath::Library) if library => LinearPath::Library,
-        Some(LinearPath::Hopper) if device.has_warpgroups() => LinearPath::Hopper,
-        Some(LinearPath::Fused) => LinearPath::Fused,
-        Some(LinearPath::Library | LinearPath::Hopper) | None => {
-            if library && dense::is_large(weight) {
-                LinearPath::Library
-            } else {
-                LinearPath::Fused
-            }
+        Some(LinearPath::Library) if library => Bf16Path::Library,
+        Some(LinearPath::Hopper) if device.has_warpgroups() => Bf16Path::Hopper,
+        Some(LinearPath::Fused) => Bf16Path::Fused,
+        Some(LinearPath::Library | LinearPath::Hopper | LinearPath::Fp8) | None => {
+            if library && dense::is_large(weight) { Bf16Path::Library } else { Bf16Path::Fused }
         }
     }
 }

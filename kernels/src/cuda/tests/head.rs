@@ -7,6 +7,7 @@ use super::*;
 use crate::Compute;
 use crate::backend::Treatment;
 use crate::cpu::{self, CpuBuffer, CpuMatrix, CpuOperand, Isa};
+use crate::cuda::LinearPath;
 use crate::cuda::elementwise::samples::devices;
 use crate::cuda::emulated::{Dense, Emulated, Warpgroups};
 use crate::cuda::matrix::packed::{MXFP8, NVFP4, Random, Scheme, dense, group, integer, operand, tiled};

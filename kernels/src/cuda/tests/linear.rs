@@ -200,15 +200,18 @@ fn products_of_codes_on_warpgroups_have_the_bits_of_the_cpu() {
 #[test]
 fn warpgroups_take_segments_of_whole_stages() {
     let device = Emulated::new(Schedule::ALL[0]);
-    let kernel = |scheme: Scheme, treatment: Treatment| {
+    let stored_kernel = |scheme: Scheme, treatment: Treatment, fp8: Option<Stored>| {
         let held = CudaMatrix::upload(&device, &tiled(64, 256, scheme, 1), 0..64).expect("a matrix");
-        let x = operand(&device, &treated(3, 256, &treatment, Compute::Bf16), Compute::Bf16);
-        codes::takes(&x.kind, &held)
-            .expect("a product")
-            .expect("for tensor cores")
-            .hopper
-            .map(|(name, _)| name)
+        let mut x = operand(&device, &treated(3, 256, &treatment, Compute::Bf16), Compute::Bf16);
+        if let (OperandKind::Codes { stored, .. }, Some(fp8)) = (&mut x.kind, fp8) {
+            *stored = fp8;
+        }
+        match codes::takes(&x.kind, &held).expect("a product").expect("for tensor cores").kernels {
+            codes::Kernels::Any(_, kernel) => kernel.map(|kernel| kernel.name),
+            codes::Kernels::Warpgroups(kernel) => Some(kernel.name),
+        }
     };
+    let kernel = |scheme, treatment| stored_kernel(scheme, treatment, None);
     let token = |symmetric| exact(INT8, symmetric, TOKEN, DYNAMIC);
     assert_eq!(kernel(integer(8, Sharing::Channel), token(true)), Some("codes_hopper_int8"));
     assert_eq!(kernel(integer(4, Sharing::Channel), token(false)), Some("codes_hopper_int4_shifted"));
@@ -221,6 +224,12 @@ fn warpgroups_take_segments_of_whole_stages() {
     assert_eq!(kernel(scheme(group(64)), fp8()), Some("codes_hopper_e4m3_segments"));
     assert_eq!(kernel(scheme(group(32)), fp8()), None);
     assert_eq!(kernel(integer(4, Sharing::Channel), fp8()), None);
+    let kernel = |scheme| stored_kernel(scheme, fp8(), Some(Stored::Bytes));
+    for sharing in [Sharing::Channel, group(128), Sharing::Block { rows: 128, columns: 128 }] {
+        assert_eq!(kernel(scheme(sharing)), Some("codes_hopper_fp8"), "{sharing:?}");
+    }
+    assert_eq!(kernel(scheme(group(64))), Some("codes_hopper_e4m3_segments"));
+    assert_eq!(kernel(integer(4, Sharing::Channel)), None);
 }
 
 #[test]
@@ -244,6 +253,77 @@ fn fp8_codes_on_tensor_cores_are_the_products_of_the_cpu() {
         let cuda = Cuda::new(device.with_warpgroups(Warpgroups::Present)).with_linears(Some(path));
         let found = on_the_device(&cuda, &x, &matrix, 16..n, Compute::Bf16);
         check_close(&found, &expected, &format!("{scheme:?} with {treatment:?} on {path}"));
+    }
+}
+
+/// Rows `tokens` of activations that are the same whoever asks, by the backend's own preparation, times `matrix`.
+fn by_own_operand(
+    cuda: &Cuda<Emulated>,
+    tokens: Range<usize>,
+    treatment: &Treatment,
+    matrix: &TiledMatrix,
+    rows: Range<usize>,
+) -> Vec<f32> {
+    let k = matrix.k;
+    let values = Random::new(7).floats(tokens.end * k);
+    let x = cuda.upload(k, &values[tokens.start * k..]).expect("activations");
+    let window = 0..tokens.len();
+    let x = cuda.prepare(&x, treatment, Compute::Bf16, std::slice::from_ref(&window)).expect("an operand");
+    let held = CudaMatrix::upload(cuda.device(), matrix, rows).expect("a matrix");
+    let y = linear(cuda, &x, &held, None, Compute::Bf16).expect("a product");
+    y.download(cuda.device()).expect("values")
+}
+
+fn on_fp8_cores(schedule: Schedule) -> Cuda<Emulated> {
+    let device = Emulated::new(schedule).with_warpgroups(Warpgroups::Present);
+    Cuda::new(device).with_linears(Some(LinearPath::Fp8))
+}
+
+/// In the emulation, where sums of a stage keep every bit of f32.
+#[test]
+fn products_on_fp8_cores_are_those_of_f16_operands_and_cuts_do_not_show() {
+    let fp8 = |sharing| exact(Code::E4m3, true, sharing, DYNAMIC);
+    let scheme = |sharing| affine(Code::E4m3, DType::F32, sharing);
+    let groups = ActivationSharing::Group { size: 128 };
+    let pairs = [
+        (scheme(Sharing::Channel), fp8(TOKEN), 1100),
+        (scheme(Sharing::Block { rows: 128, columns: 128 }), fp8(groups), 1280),
+        (affine(Code::E4m3, DType::BF16, group(256)), fp8(TOKEN), 1280),
+        (scheme(Sharing::Tensor).permuted(), fp8(TOKEN), 200),
+    ];
+    for (index, schedule) in Schedule::ALL.into_iter().cycle().take(8).enumerate() {
+        let (scheme, treatment, k) = &pairs[index % pairs.len()];
+        let (m, n) = (150, 330);
+        let matrix = tiled(n, *k, *scheme, index as u64);
+        let run =
+            |cuda: &Cuda<Emulated>, tokens, rows| by_own_operand(cuda, tokens, treatment, &matrix, rows);
+        let (cuda, what) = (on_fp8_cores(schedule), format!("{scheme:?} under {schedule:?}"));
+        let whole = run(&cuda, 0..m, 0..n);
+        let expected: Vec<f64> = run(&first(), 0..m, 0..n).iter().map(|y| f64::from(*y)).collect();
+        check_close(&whole, &expected, &what);
+        for (tokens, rows) in [(0..129, 16..n), (129..m, 0..80)] {
+            let found = run(&cuda, tokens.clone(), rows.clone());
+            let cut: Vec<f32> =
+                tokens.clone().flat_map(|token| whole[token * n..][rows.clone()].to_vec()).collect();
+            same_bits(&found, &cut, &format!("{what}, tokens {tokens:?}, rows {rows:?}"));
+        }
+    }
+}
+
+/// Weights that fp8 cores do not take: bytes become f16 again.
+#[test]
+fn products_beside_fp8_cores_have_the_bits_of_f16_operands() {
+    let fp8 = |sharing| exact(Code::E4m3, true, sharing, DYNAMIC);
+    let pairs = [
+        (affine(Code::E4m3, DType::F16, group(64)), fp8(TOKEN)),
+        (affine(Code::E4m3, DType::F16, group(36)).permuted(), fp8(TOKEN)),
+        (integer(4, group(32)).with_zeros().permuted(), fp8(TOKEN)),
+        (integer(8, group(128)), fp8(ActivationSharing::Group { size: 32 })),
+    ];
+    for (seed, (scheme, treatment)) in pairs.iter().enumerate() {
+        let matrix = tiled(70, 288, *scheme, seed as u64);
+        let run = |cuda: &Cuda<Emulated>| by_own_operand(cuda, 0..11, treatment, &matrix, 16..70);
+        same_bits(&run(&on_fp8_cores(Schedule::ALL[seed])), &run(&first()), &format!("{scheme:?}"));
     }
 }
 
@@ -423,13 +503,13 @@ fn a_large_matrix_goes_through_the_library_whatever_its_shard() {
     let matrix = tiled(2048, 1024, integer(4, group(128)), 2);
     for rows in [0..2048, 16..32] {
         let large = CudaMatrix::upload(present.device(), &matrix, rows).expect("a matrix");
-        assert_eq!(path(&present, &OperandKind::Bf16, &large), LinearPath::Library);
-        assert_eq!(path(&present, &OperandKind::F32, &large), LinearPath::Fused);
-        assert_eq!(path(&first(), &OperandKind::Bf16, &large), LinearPath::Fused);
+        assert_eq!(path(&present, &OperandKind::Bf16, &large), Bf16Path::Library);
+        assert_eq!(path(&present, &OperandKind::F32, &large), Bf16Path::Fused);
+        assert_eq!(path(&first(), &OperandKind::Bf16, &large), Bf16Path::Fused);
     }
     let narrow = tiled(2048, 1000, integer(4, group(128)), 2);
     let narrow = CudaMatrix::upload(present.device(), &narrow, 0..2048).expect("a matrix");
-    assert_eq!(path(&present, &OperandKind::Bf16, &narrow), LinearPath::Fused);
+    assert_eq!(path(&present, &OperandKind::Bf16, &narrow), Bf16Path::Fused);
 }
 
 fn check_experts(cuda: &Cuda<Emulated>, schemes: &[Scheme], compute: Compute) {

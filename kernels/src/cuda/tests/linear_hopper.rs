@@ -13,7 +13,7 @@ use crate::cuda::buffer::{CudaBuffer, CudaOperand, OperandKind};
 use crate::cuda::elementwise::samples::{devices, same_bits};
 use crate::cuda::emulated::{Dense, Emulated, EmulatedMemory, Schedule, Warpgroups};
 use crate::cuda::linear::format::Format;
-use crate::cuda::linear::{LinearPath, gated, linear, linear_add, path};
+use crate::cuda::linear::{Bf16Path, LinearPath, gated, linear, linear_add, path};
 use crate::cuda::matrix::Worth;
 use crate::cuda::matrix::packed::{
     MXFP4, MXFP8, NVFP4, Random, Scheme, affine, dense, group, integer, operand, schemes, tiled,
@@ -273,7 +273,7 @@ fn scaled_codes_are_divided_at_the_end() {
 #[test]
 fn a_path_that_is_asked_for_serves_and_is_named() {
     assert_eq!(LinearPath::asked_for(None), Ok(None));
-    for path in [LinearPath::Library, LinearPath::Hopper, LinearPath::Fused] {
+    for path in [LinearPath::Library, LinearPath::Hopper, LinearPath::Fused, LinearPath::Fp8] {
         assert_eq!(LinearPath::asked_for(Some(&path.to_string())), Ok(Some(path)));
     }
     assert!(LinearPath::asked_for(Some("fast")).is_err_and(|error| error.contains("CTQ_LINEAR=fast")));
@@ -286,12 +286,14 @@ fn a_path_that_is_asked_for_serves_and_is_named() {
     };
     let warpgroups = || plain().with_warpgroups(Warpgroups::Present);
     let library = || plain().with_dense_product(Dense::Present);
-    assert_eq!(of(warpgroups(), None), (LinearPath::Fused, "emulated".to_owned()));
+    assert_eq!(of(warpgroups(), None), (Bf16Path::Fused, "emulated".to_owned()));
     let hopper = of(warpgroups(), Some(LinearPath::Hopper));
-    assert_eq!(hopper, (LinearPath::Hopper, "emulated, linears by hopper".to_owned()));
-    assert_eq!(of(plain(), Some(LinearPath::Hopper)).0, LinearPath::Fused);
-    assert_eq!(of(library(), Some(LinearPath::Library)).0, LinearPath::Library);
-    assert_eq!(of(plain(), Some(LinearPath::Library)).0, LinearPath::Fused);
+    assert_eq!(hopper, (Bf16Path::Hopper, "emulated, linears by hopper".to_owned()));
+    let fp8 = of(warpgroups(), Some(LinearPath::Fp8));
+    assert_eq!(fp8, (Bf16Path::Fused, "emulated, linears by fp8".to_owned()));
+    assert_eq!(of(plain(), Some(LinearPath::Hopper)).0, Bf16Path::Fused);
+    assert_eq!(of(library(), Some(LinearPath::Library)).0, Bf16Path::Library);
+    assert_eq!(of(plain(), Some(LinearPath::Library)).0, Bf16Path::Fused);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::Compute;
 use crate::cpu::CpuOperand;
 use crate::cpu::product::Unit;
 use crate::cpu::quantize::{CodeScales, OperandKind as CpuKind};
-use crate::cuda::buffer::{CudaOperand, OperandKind, upload_floats};
+use crate::cuda::buffer::{CudaOperand, OperandKind, Stored, upload_floats};
 use crate::cuda::device::Device;
 use crate::cuda::emulated::{Emulated, EmulatedMemory};
 
@@ -235,7 +235,8 @@ fn coded(
     let shifted = zeros.iter().any(|zero| *zero != 0.0);
     let offsets = shifted.then(|| upload_floats(device, &zeros).expect("an upload"));
     let (activation, segment) = (codes.activation, codes.segment);
-    let kind = OperandKind::Codes { activation, segment, scales, offsets, compute };
+    let stored = if integers { Stored::Bytes } else { Stored::Halves };
+    let kind = OperandKind::Codes { activation, segment, stored, scales, offsets, compute };
     CudaOperand { rows, k, kind, values: device.upload(&bytes).expect("an upload") }
 }
 

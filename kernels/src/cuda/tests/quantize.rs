@@ -85,18 +85,42 @@ fn operands_of(device: &Emulated, operand: &CudaOperand<EmulatedMemory>) -> (Vec
         OperandKind::F32 | OperandKind::ScaledF32 { .. } => {
             download_floats(device, &operand.values, operand.rows * operand.k).expect("a download")
         }
-        OperandKind::Codes { activation, .. } if matches!(activation.code, Code::Int { .. }) => {
-            let in_order = |row: &[u8]| -> Vec<f32> {
-                (0..padded).map(|k| f32::from(row[slot(k)].cast_signed())).collect()
+        OperandKind::Codes { activation, stored: Stored::Bytes, .. } => {
+            let value = match activation.code {
+                Code::Int { .. } => |byte: u8| f32::from(byte.cast_signed()),
+                _ => e4m3,
             };
+            let in_order = |row: &[u8]| -> Vec<f32> { (0..padded).map(|k| value(row[slot(k)])).collect() };
             download(padded, 1).chunks_exact(padded).flat_map(in_order).collect()
         }
-        OperandKind::Codes { .. } => halves(|b| half::f16::from_le_bytes(b).to_f32()),
+        OperandKind::Codes { stored: Stored::Halves, .. } => halves(|b| half::f16::from_le_bytes(b).to_f32()),
     };
     let row = values.len() / operand.rows;
     let rows = values.chunks_exact(row);
     let kept = rows.clone().flat_map(|row| &row[..operand.k]).copied().collect();
     (kept, rows.flat_map(|row| &row[operand.k..]).copied().collect())
+}
+
+/// The number of an fp8 code, by its definition.
+fn e4m3(code: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
+    let size = if exponent == 0 {
+        mantissa * 2.0_f32.powi(-9)
+    } else {
+        (8.0 + mantissa) * 2.0_f32.powi(exponent - 10)
+    };
+    assert!(code & 0x7f != 0x7f, "a code that is a number");
+    if code & 0x80 == 0 { size } else { -size }
+}
+
+/// Fp8 as bytes are the numbers that f16 are; no code stands for NaN.
+fn check_bytes(device: &Emulated, x: &CpuBuffer, treatment: &Treatment, halves: &[f32], what: &str) {
+    let preparing = Preparing { compute: Compute::Bf16, fp8: Stored::Bytes };
+    let found = prepare(device, &upload(device, x.width, &x.values), treatment, preparing, &windows());
+    let (values, padding) = operands_of(device, &found.expect("operands"));
+    assert!(padding.iter().all(|value| value.to_bits() == 0), "{what}: padding of bytes");
+    let wanted: Vec<f32> = halves.iter().map(|value| if value.is_nan() { 0.0 } else { *value }).collect();
+    same_bits(&values, &wanted, &format!("bytes of {what}"));
 }
 
 fn check(device: &Emulated, x: &CpuBuffer, treatment: &Treatment, compute: Compute) {
@@ -112,6 +136,9 @@ fn check(device: &Emulated, x: &CpuBuffer, treatment: &Treatment, compute: Compu
     let found = prepare(device, &upload(device, x.width, &x.values), treatment, compute, &windows())
         .expect("operands");
     let (values, padding) = operands_of(device, &found);
+    if let (OperandKind::Codes { stored: Stored::Halves, .. }, Compute::Bf16) = (&found.kind, compute) {
+        check_bytes(device, x, treatment, &values, &what);
+    }
     assert!(padding.iter().all(|value| value.to_bits() == 0), "{what}: padding");
     let values: Vec<f32> = match found.kind {
         // Codes times scales are bf16 numbers, but for subnormal ones.

@@ -4,6 +4,7 @@ use ctq_model::matrix::Code;
 use ctq_model::scheme::{Activation, ActivationScale, ActivationSharing};
 
 use super::*;
+use crate::Compute;
 use crate::backend::Quantizer;
 use crate::cuda::buffer::OperandKind;
 use crate::cuda::elementwise::samples::{devices, numbers, same_bits, upload};
