@@ -29,15 +29,19 @@ static_assert(sizeof(CodesHopperArgs) == 320, "as CodesHopperArgs in linear/code
 
 #if HOPPER
 
-// Shared memory of a kernel with TOKENS tokens: stages, then a barrier for each that is full and for each that is empty.
+// Shared memory of a kernel with TOKENS tokens: stages, then a barrier for each that is full and for each that is empty;
+// where there are segments, two times scales of all tokens for each warpgroup that multiplies.
 template <u32 TOKENS> struct CodesRoom {
     static constexpr u32 BYTES = TOKENS * STAGE_BYTES_OF_TOKEN, STAGES = TOKENS == 256 ? 6 : 8;
-    static constexpr u32 FULL = STAGES * BYTES, EMPTY = FULL + 8 * STAGES, ALL = EMPTY + 8 * STAGES;
+    static constexpr u32 FULL = STAGES * BYTES, EMPTY = FULL + 8 * STAGES, SCALES = EMPTY + 8 * STAGES;
+    static constexpr u32 OF_SEGMENT = TOKENS == 128 ? 4 * TOKENS : 0, ALL = SCALES + 4 * OF_SEGMENT;
 };
 
 // A place in the ring of stages.
 template <u32 TOKENS> struct CodesRing {
     u32 stage = 0, round = 0;
+    // In which of two places scales of tokens are shown next: by turns over the end of a tile too.
+    u32 turn = 0;
 };
 template <u32 TOKENS> DEV void advance(CodesRing<TOKENS>& ring) {
     if (++ring.stage == CodesRoom<TOKENS>::STAGES) ring.stage = 0, ring.round ^= 1;
@@ -88,9 +92,13 @@ template <u32 ARITHMETIC, u32 TOKENS> struct CodesSums {
     i32 columns[4];
     // Where there are several segments.
     float out[TOKENS == 128 ? TOKENS / 2 : 1];
-    // As they are stored, then as f32.
+    // Of both rows in the segment under way: as they are stored, then as f32.
     u32 scales[2];
+    ScalePlace places[2];
     u32 row;
+    // Where tokens have scales of their own in a segment: that of one token, then where those of all lie.
+    float token_scale;
+    const float* token_scales;
 };
 
 template <u32 ARITHMETIC, u32 TOKENS> DEV void clear_sums(CodesSums<ARITHMETIC, TOKENS>& sums) {
@@ -103,11 +111,32 @@ template <u32 ARITHMETIC, u32 TOKENS> DEV void clear_sums(CodesSums<ARITHMETIC, 
 // Of the segment that begins at `start`.
 template <u32 ARITHMETIC, u32 TOKENS>
 DEV void load_scales(const Matrix& m, CodesSums<ARITHMETIC, TOKENS>& sums, u32 start) {
+    u32 group = start / m.group;
     UNROLL
-    for (u32 h = 0; h < 2; h++) {
-        ScalePlace place = scale_place(m, sums.row + 8 * h);
-        sums.scales[h] = stored_scale(m, place.base + (u64)(start / m.group) * place.step);
-    }
+    for (u32 h = 0; h < 2; h++)
+        sums.scales[h] = stored_scale(m, sums.places[h].base + (u64)group * sums.places[h].step);
+}
+
+// Where segments have scales of tokens, thread t of the warpgroup asks for that of token t in the segment from `start`.
+DEV bool own_scales(const CodesArgs& args) { return args.segment < args.matrix.k; }
+template <u32 ARITHMETIC>
+DEV void load_token_scale(const CodesArgs& args, CodesSums<ARITHMETIC, 128>& sums, u32 start, u32 first_token) {
+    if (!own_scales(args)) return;
+    // Nobody stores what tokens beyond the last get.
+    u32 token = least(first_token + thread() % 128, args.m - 1);
+    sums.token_scale = args.scales[(u64)token * (args.matrix.k / args.segment) + start / args.segment];
+}
+
+// And shows it to the others: those of segments lie in two places by turns, so that nobody still reads the place that is
+// written, as all have met since.
+template <u32 ARITHMETIC>
+DEV void show_token_scale(const CodesArgs& args, CodesSums<ARITHMETIC, 128>& sums, u32 turn) {
+    if (!own_scales(args)) return;
+    u32 group = warp() / 4 - 1;
+    float* all = (float*)(shared() + CodesRoom<128>::SCALES + (2 * group + turn) * CodesRoom<128>::OF_SEGMENT);
+    all[thread() % 128] = sums.token_scale;
+    sync_named(1 + group, 128);
+    sums.token_scales = all;
 }
 
 // Once a segment, long after they were asked for.
@@ -127,7 +156,7 @@ DEV void take_sums(const CodesArgs& args, const CodesSums<ARITHMETIC, TOKENS>& s
     constexpr bool SHIFTED = ARITHMETIC == SHIFTED_INTEGERS;
     const Matrix& m = args.matrix;
     // Whether tokens have anything of their own in a segment.
-    bool own = SHIFTED || (TOKENS == 128 && args.segment < m.k);
+    bool own = SHIFTED || (TOKENS == 128 && own_scales(args));
     SegmentPlace place = segment_place(args, start);
     float scales[2], zeros[2] = {0.0f, 0.0f};
     UNROLL
@@ -138,7 +167,9 @@ DEV void take_sums(const CodesArgs& args, const CodesSums<ARITHMETIC, TOKENS>& s
     UNROLL
     for (u32 j = 0; j < TOKENS / 4 && own; j++) {
         u32 token = j / 2 * 8 + lane() % 4 * 2 + j % 2;
-        TokenFactors factors = token_factors<SHIFTED>(args, place, first_token + token);
+        TokenFactors factors{1.0f, 0.0f, 0};
+        if constexpr (TOKENS == 128) factors.scale = sums.token_scales[token];
+        else factors = token_factors<SHIFTED>(args, place, first_token + token);
         UNROLL
         for (u32 h = 0; h < 2; h++) {
             u32 at = j / 2 * 4 + 2 * h + j % 2;
@@ -262,6 +293,7 @@ DEV void multiply_segments(const CodesArgs& args, const u8* codes, u32 first_tok
     const Matrix& m = args.matrix;
     StageCodes<ARITHMETIC, CODE> words;
     u32 a[2][STAGE_STEPS][4], start = 0, stages = stages_of<ARITHMETIC>(m);
+    load_token_scale(args, sums, 0, first_token);
     load_stage(m, codes, 0, words);
     decode_codes(m, words, a[0]);
     load_stage(m, codes, 1, words);
@@ -281,7 +313,11 @@ DEV void multiply_segments(const CodesArgs& args, const u8* codes, u32 first_tok
             // Codes come from far: they are asked for a stage before they are decoded.
             decode_codes(m, words, a[1 - set]);
             load_stage(m, codes, i + 2, words);
-            if (i * StageK<ARITHMETIC>::K == start) decode_scales(m, sums);
+            if (i * StageK<ARITHMETIC>::K == start) {
+                decode_scales(m, sums);
+                show_token_scale(args, sums, ring.turn);
+                ring.turn ^= 1;
+            }
             wgmma_wait<0>();
             wgmma_sums(sums.sums);
             leave_stage<128>(ring.stage);
@@ -292,7 +328,9 @@ DEV void multiply_segments(const CodesArgs& args, const u8* codes, u32 first_tok
             clear_sums(sums);
             if (!closed) continue;
             start = end;
-            if (start < m.k) load_scales(m, sums, start);
+            if (start >= m.k) continue;
+            load_scales(m, sums, start);
+            load_token_scale(args, sums, start, first_token);
         }
     }
 }
@@ -312,6 +350,8 @@ template <u32 ARITHMETIC, u32 CODE, u32 TOKENS> DEV void multiply_tiles(const Co
         const u8* codes = m.codes + (u64)row_tile * m.k_tiles * TILE_BYTES + atom * TILE_BYTES / 4 + lane() * 16;
         CodesSums<ARITHMETIC, TOKENS> sums;
         sums.row = row_tile * MATRIX_TILE + atom * ATOM + lane() / 4;
+        UNROLL
+        for (u32 h = 0; h < 2; h++) sums.places[h] = scale_place(m, sums.row + 8 * h);
         clear_sums(sums);
         load_scales(m, sums, 0);
         u32 row = place.row_block * CODES_HOPPER_ROWS + group * MATRIX_TILE + atom * ATOM + lane() / 4;

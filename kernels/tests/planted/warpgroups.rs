@@ -171,8 +171,8 @@ pub(super) const BUGS: &[Bug] = &[
         what: "a scale of the segment before",
         area: Area::Codes,
         file: "linear_codes_hopper.cu",
-        line: "(u64)(start / m.group) * place.step",
-        planted: "(u64)((start + m.group - 1) / m.group / 2) * place.step",
+        line: "u32 group = start / m.group;",
+        planted: "u32 group = (start + m.group - 1) / m.group / 2;",
     },
     Bug {
         what: "tokens of the block before",
@@ -207,11 +207,11 @@ pub(super) const FP8_BUGS: &[Bug] = &[
         planted: "if (!closed) { clear_sums(sums); continue; }",
     },
     Bug {
-        what: "scales decoded again in each stage",
+        what: "scales of the first segment's tokens for all",
         area: Area::Codes,
         file: "linear_codes_hopper.cu",
-        line: "if (i * StageK<ARITHMETIC>::K == start) decode_scales(m, sums);",
-        planted: "decode_scales(m, sums);",
+        line: "if (i * StageK<ARITHMETIC>::K == start) {",
+        planted: "if (i == 0) {",
     },
     Bug {
         what: "codes of the wrong rows picked",
