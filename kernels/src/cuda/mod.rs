@@ -1,7 +1,7 @@
 //! The CUDA backend: packed tiles in device memory, kernels of our own, a library for large dense products.
 //!
 //! [`Cuda`] runs on any [`Device`]: one over the CUDA driver, and one that runs the same kernel sources on the CPU
-//! (`emulated`, a feature for tests). With [`Compute::F32`](crate::Compute::F32) every operation follows the CPU
+//! (`emulated`, a feature for tests). With [`Compute::F32`] every operation follows the CPU
 //! backend's order, so that both give the same bits; with bf16 the tensor cores sum in an order of their own.
 
 mod attend;
