@@ -235,21 +235,21 @@ def models(chip, budgets, context=2048, m=8192):
             for name, way in ways_of(chip, budgets, code, m):
                 for kernel, rates in attend.items():
 
-                    def tokens(side, rate, how, way=way):
+                    def tokens(side, rate, way=way):
                         def linears(n, k):
                             return side(way(n, k))
 
-                        return m / shapes.model_seconds(chip, model, linears, rate, how, context, m)
+                        return m / shapes.model_seconds(chip, model, linears, rate, shapes.FUSED, context, m)
 
-                    ends = tokens(max, rates[0], shapes.COMPOSED), tokens(min, rates[1], shapes.FUSED)
+                    ends = tokens(max, rates[0]), tokens(min, rates[1])
                     rows.append([model.name, code, name, f"`{kernel}`", span(ends, 1, 0)])
         products = model.layers * model.weights() + model.vocabulary * model.hidden
         rows.append([model.name, "-", "the rate of a library, nothing but products", "-",
                      f"{chip.dense / (2 * products):.0f}"])  # fmt: skip
     return (
         f"## Whole models: tokens a second, windows of {context}, {m} tokens at a time, weights resident\n\n"
-        "Least: passes over activations one after the other, and the least of linears and attention; most: fused ones,"
-        " and the most. Passes at the rate of a copy; every row through the head, which the library multiplies. Target: 38,000 for 8B from int4. Matrices of fewer than"
+        "The least and the most of linears and attention. Fused passes over activations, at the rate of a copy; every row"
+        " through the head, which the library multiplies. Target: 38,000 for 8B from int4. Matrices of fewer than"
         f" {shapes.LIBRARY_ROWS} rows are not decoded for the library: k and v of both models.\n\n"
         + table(["model", "weights", "linears by", "attention by", "tokens/s"], rows)
     )

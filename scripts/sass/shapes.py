@@ -60,7 +60,7 @@ PASSES = (
     ("keys and values to bf16", 4 + 2, 4 + 2, lambda m: 2 * m.kv_heads * m.head_dim),
     ("operand of o", 4 + 2, 4 + 2, lambda m: m.heads * m.head_dim),
     ("residuals", 4 + 4 + 4, 4, lambda m: 2 * m.hidden),
-    ("checks for finite numbers", 4, 4, lambda m: 2 * m.hidden),
+    ("checks for finite numbers", 4, 0, lambda m: 2 * m.hidden),
     ("gate", 4 + 4 + 4, 4 + 4 + 2, lambda m: m.inner),
     ("operand of down", 4 + 2, 0, lambda m: m.inner),
 )
